@@ -1,0 +1,101 @@
+"""Where partitions live: the protocol that every backend keeps, and how a URL names one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from asyncguard.admission import Setting
+    from asyncguard.clock import Clock
+    from asyncguard.errors import Reason
+    from asyncguard.statistics import Snapshot
+    from asyncguard.ticket import Declaration, Ticket
+
+
+class Backend(Protocol):
+    """What a guard asks of the place where its partitions live.
+
+    A backend decides by the rules of `asyncguard.admission`. It answers by writing the ticket's
+    `state`, with what belongs to it; where it decides later, it then calls `ticket.notify()`. The
+    times that it writes are of its `clock`.
+    """
+
+    clock: Clock
+    owner: str
+    """Host and process of this client, for people to read."""
+    lease: int
+    """Ticks for which a client unheard of is believed in; 0 where the backend sees who is alive."""
+    assumptions: str
+    """What its guarantee rests on, in a sentence."""
+
+    def new_id(self) -> int | str:
+        """Choose an id that no other ticket of this backend has; 0 where none is needed."""
+        ...
+
+    def enter(self, ticket: Ticket, *, wait: bool = True) -> Awaitable[None] | None:
+        """Grant, queue or refuse; sent again, a ticket gets its first answer again.
+
+        With `wait=False` a ticket that can't be granted at once leaves no trace and stays new.
+        None says that the ticket has its answer; else it has one once the awaitable is done, which
+        raises `BackendUnavailable` if the backend can't be asked.
+        """
+
+    def leave(
+        self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True
+    ) -> Awaitable[None] | None:
+        """Release or withdraw; idempotent, and also beats an `enter` still on its way.
+
+        It is sent before this returns, whatever happens to the caller; what is returned, if
+        anything, can be awaited to know that it arrived. `reason` is why a waiting ticket gives up;
+        `finished` says that the work ended by itself.
+        """
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Leave, from where no lock may be taken: a finaliser, a coroutine that is being closed."""
+
+    def held(self, guard: str) -> list[Ticket]:
+        """List this client's tickets that hold permits of a guard."""
+        ...
+
+    async def inspect(self, declaration: Declaration, key: str | None) -> Snapshot:
+        """Picture one key; None: the guard with all its keys."""
+        ...
+
+    async def configure(
+        self,
+        declaration: Declaration,
+        key: str | None,
+        *,
+        limit: Setting = "keep",
+        paused: bool | None = None,
+    ) -> None:
+        """Set an operator's override for one key; None: for the whole guard."""
+
+    async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
+        """Take a ticket out, waiting or held; False where it isn't there."""
+        ...
+
+    def redeclare(self, declaration: Declaration) -> None:
+        """Have new rules stand for a guard's name, in this process at once."""
+
+    async def aclose(self) -> None:
+        """Give back what the backend holds of the system."""
+
+
+def open_backend(url: str | None, *, clock: Clock) -> Backend:
+    """Open the backend that a URL names; None: this process's memory.
+
+    Raises:
+        ValueError: no backend goes by the URL's scheme.
+    """
+    scheme = "memory" if not url else url.partition(":")[0].lower()
+    if scheme == "memory":
+        from asyncguard.backends.memory import MemoryBackend  # noqa: PLC0415
+
+        return MemoryBackend(clock)
+    raise ValueError(
+        f"no backend is known for the URL scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
+        "known: memory: (this process alone)"
+    )

@@ -1,0 +1,72 @@
+"""What options and arguments may be: errors name the argument, what was expected, and what came."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, get_args
+
+from asyncguard.ticket import Rate
+
+MAX_TEXT = 512
+
+
+def check_whole(name: str, value: Any, *, least: int) -> int:
+    """Check a whole number.
+
+    Raises:
+        TypeError: it isn't an int.
+        ValueError: it is below `least`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    return value
+
+
+def check_number(name: str, value: Any, *, above: bool = False) -> float:
+    """Check a number that may not be negative, or must be above zero.
+
+    Raises:
+        TypeError: it isn't a number.
+        ValueError: it is out of bounds.
+    """
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if math.isnan(value) or value < 0 or (above and value == 0):
+        raise ValueError(f"{name}: expected {'more than 0' if above else '0 or more'}, got {value}")
+    return float(value)
+
+
+def check_choice(name: str, value: Any, choices: Any) -> None:
+    """Check one of a closed set of words.
+
+    Raises:
+        ValueError: it isn't among them.
+    """
+    if value not in get_args(choices):
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
+
+
+def check_text(name: str, value: Any) -> str:
+    """Check a text for people or a tenant's name, of at most 512 characters.
+
+    Raises:
+        TypeError: it isn't a str.
+        ValueError: it is too long.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a str, got {value!r}")
+    if len(value) > MAX_TEXT:
+        raise ValueError(f"{name}: expected at most {MAX_TEXT} characters, got {len(value)}")
+    return value
+
+
+def check_rate(value: Any) -> None:
+    """Check a pace.
+
+    Raises:
+        TypeError: it isn't a Rate.
+    """
+    if value is not None and not isinstance(value, Rate):
+        raise TypeError(f"rate: expected a Rate, as in Rate(10, per=60), got {value!r}")

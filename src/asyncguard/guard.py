@@ -1,0 +1,444 @@
+"""Guards: the rule over some work, and the ways to put work under it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
+
+from asyncguard.checks import check_number, check_text, check_whole
+from asyncguard.clock import TICKS
+from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
+from asyncguard.keys import as_key
+from asyncguard.permit import Permit, current_task, exchange, new_permit, open_scope, scope_var
+from asyncguard.ticket import ALL, EXCLUSIVE, Declaration, Terms
+from asyncguard.wrap import Wrapper
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+    from concurrent.futures import Executor, Future
+    from types import TracebackType
+
+    from asyncguard.backends import Backend
+    from asyncguard.errors import Reason, Refused
+    from asyncguard.hub import AsyncGuard
+    from asyncguard.keys import Key
+    from asyncguard.statistics import Snapshot
+    from asyncguard.ticket import Order, Rate, Rules
+    from asyncguard.wrap import KeySource, P, R
+
+OnLost = Literal["cancel", "notify"]
+
+
+@final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a guard was declared with; `AsyncGuard.guard` says what each option means."""
+
+    name: str
+    rules: Rules
+    max_wait: float | None
+    max_hold: float | None
+    on_lost: OnLost
+
+
+class Ask(TypedDict, total=False):
+    """What a call may ask of a guard; every keyword may be left out."""
+
+    timeout: float | None
+    """Seconds that the call is prepared to wait, if fewer than the guard's `max_wait`; 0: not at all."""
+    permits: int | Literal["all"]
+    """How many permits to take, 1 unless said; `ALL`: every one, whatever the limit is or becomes."""
+    priority: float
+    """A head start in seconds: it overtakes what came less than so long before it."""
+    tenant: str
+    """On whose behalf, for guards with `order="fair"`."""
+    share: float
+    """What the tenant should get in proportion to others, 1 unless said."""
+    label: str
+    """What the work is called, for people who look at the queue."""
+
+
+class Replacement(TypedDict, total=False):
+    """What `Guard.replace` may change: the options of `AsyncGuard.guard`."""
+
+    name: str
+    limit: int
+    max_waiting: int | None
+    max_wait: float | None
+    max_hold: float | None
+    order: Order
+    rate: Rate | None
+    max_keys: int
+    on_lost: OnLost
+
+
+@final
+class Guard:
+    """A named rule over some work: how many run at once, in what order, how many wait, how long.
+
+    Made by `AsyncGuard.guard`. Use it as a block (`async with guard`), as a decorator (`@guard`), or
+    by hand (`await guard.acquire()`), from any event loop and thread.
+    """
+
+    __slots__ = ("_cancels", "_hub", "_max_hold", "_special", "_terms", "bound_to", "options")
+
+    def __init__(self, hub: AsyncGuard, options: Options) -> None:
+        self._hub = hub
+        self.options = options
+        self._cancels = options.on_lost == "cancel"
+        self._max_hold = options.max_hold
+        self._special = self._max_hold is not None or not self._cancels
+        self.bound_to: Backend | None = None
+        """The backend, once used and while the process isn't shutting down."""
+        self._terms = Terms(Declaration(options.name, options.rules), patience=as_ticks(options.max_wait))
+
+    def __repr__(self) -> str:
+        return f"<Guard {self.name!r}, limit {self.limit}>"
+
+    @property
+    def name(self) -> str:
+        """The name by which its permits and queue are known on every backend."""
+        return self.options.name
+
+    @property
+    def limit(self) -> int:
+        """How many permits each key has, as declared."""
+        return self.options.rules.limit
+
+    def replace(self, **changes: Unpack[Replacement]) -> Guard:
+        """Make a variant. With a name of its own it is a guard of its own.
+
+        Under the same name it shares permits and queue with this guard, and the rules of those
+        (limit, max_waiting, order, rate, max_keys) are the variant's from now on, for both.
+
+        Raises:
+            ValueError, TypeError: as `AsyncGuard.guard`.
+        """
+        return self._hub.replace(self.options, changes)
+
+    @property
+    def declaration(self) -> Declaration:
+        """The name with the rules, as backends know them."""
+        return self._terms.guard
+
+    @property
+    def executor(self) -> Executor:
+        """The threads that guarded `def`s run in."""
+        return self._hub.executor
+
+    # --- the block -----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Permit:
+        backend = self.bound_to or self._bind()
+        permit = new_permit(0, self._terms, None, backend)
+        if backend.enter(permit) is not None or permit.state != "held":
+            await self._settle(permit)
+        scope = scope_var.get()
+        if scope is None or scope.task is not current_task():
+            scope = open_scope()
+        permit.scope = scope
+        permit.outer = scope.innermost
+        scope.innermost = permit
+        if self._special:
+            self._begin(permit)
+        elif (served := exchange.get()) is not None:
+            served.granted(permit)
+        return permit
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        scope = scope_var.get()
+        permit = scope.innermost if scope is not None else None
+        if scope is None or permit is None or permit.terms is not self._terms:
+            permit = self._find_block()
+        elif exc is None and permit.extra is None:
+            scope.innermost = permit.outer
+            permit.scope = None
+            acknowledged = permit.backend.leave(permit)
+            if acknowledged is not None:
+                await acknowledged
+            return
+        acknowledged = permit.close_block(exc)
+        if acknowledged is not None:
+            await acknowledged
+
+    def _find_block(self) -> Permit:
+        """Find the permit of a block that ends out of order, or in another task."""
+        for permit in scope_var.get() or ():
+            if permit.terms is self._terms:
+                return permit
+        held = self._bind().held(self.name)
+        open_here = [
+            t for t in held if isinstance(t, Permit) and t.terms is self._terms and t.scope is not None
+        ]
+        if len(open_here) != 1:
+            raise RuntimeError(
+                f"{self!r} can't tell which of {len(open_here)} blocks ends here: the block began in another "
+                "task; use `async with guard.permit()`, whose context manager knows its permit"
+            )
+        return open_here[0]
+
+    def permit(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Entry:
+        """Make a block for a key, or with something asked: `async with guard.permit(key=...) as permit`.
+
+        Raises, at the call: ValueError, TypeError: an argument is out of bounds or of the wrong type.
+        Raises, on entering: as `acquire`.
+        """
+        return Entry(self, *self._terms_for(key, ask))
+
+    # --- by hand -------------------------------------------------------------------------------
+
+    def acquire(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Coroutine[Any, Any, Permit]:
+        """Wait for a permit; `await permit.release()` passes it on.
+
+        Prefer a block: it ends by itself. A permit that is dropped unreleased is released then, with
+        a `ResourceWarning`.
+
+        Raises:
+            ValueError, TypeError: an argument is out of bounds or of the wrong type; at the call.
+            QueueFull: as many tickets wait as the guard allows.
+            HopelessWait: the wait would be longer than the call is prepared to wait.
+            WaitTimeout: it was.
+            WouldDeadlock: this task holds the permits that it asks for.
+            Refused: another reason; `reason` says which.
+        """
+        return self._acquire(*self._terms_for(key, ask))
+
+    async def _acquire(self, terms: Terms, key: str | None) -> Permit:
+        return (await self._enter(terms, key)).handle()
+
+    def acquire_nowait(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Permit:
+        """Take a permit that is free right now, in order.
+
+        Raises:
+            ValueError, TypeError: as `acquire`.
+            WouldBlock: none is free, or others wait for it.
+            Refused: another reason; `reason` says which.
+        """
+        backend = self.bound_to or self._bind()
+        permit = new_permit(backend.new_id(), *self._terms_for(key, ask), backend)
+        if backend.enter(permit, wait=False) is not None:
+            raise NotImplementedError
+        if permit.state == "refused":
+            raise self._refusal(permit, permit.reason)
+        if permit.state != "held":
+            raise WouldBlock(f"no permit of {self!r} is free right now: `await acquire()` waits for one")
+        self._begin(permit)
+        return permit.handle()
+
+    # --- to look and to act --------------------------------------------------------------------
+
+    async def inspect(self, key: Key | None = None) -> Snapshot:
+        """Picture one key, or the guard with all its keys.
+
+        Raises:
+            BackendUnavailable: the backend can't be asked.
+        """
+        backend = self.bound_to or self._bind()
+        return await backend.inspect(self._terms.guard, None if key is None else as_key(key))
+
+    # --- the decorator -------------------------------------------------------------------------
+
+    @overload
+    def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, /, *, key: KeySource | None = None, **ask: Unpack[Ask]) -> Wrapper: ...
+    def __call__(
+        self, func: Callable[..., Any] | None = None, /, *, key: KeySource | None = None, **ask: Unpack[Ask]
+    ) -> Any:
+        """Put a function under the guard: `@guard`, or `@guard(key="account")`.
+
+        What results is a coroutine function with the same signature. A plain `def` runs in a thread,
+        and its permit passes on only when that has returned. `key` names one of the function's
+        parameters, or is called with its arguments.
+
+        Raises, at decoration:
+            TypeError: it isn't a function, or is a generator function, whose body runs later.
+            ValueError: no parameter goes by the name `key`; an argument is out of bounds.
+        """
+        self._terms_for(None, ask)
+        wrapper = Wrapper(self, key, ask)
+        return wrapper if func is None else wrapper(func)
+
+    # --- how a ticket becomes a permit ---------------------------------------------------------
+
+    def _bind(self) -> Backend:
+        """Find the backend at the first use, or after the guard was idle through a shutdown."""
+        backend = self._hub.bind(self)
+        self._terms.owner = backend.owner
+        self._terms.lease = backend.lease
+        return backend
+
+    def _terms_for(self, key: Key | None, ask: Ask) -> tuple[Terms, str | None]:
+        text = None if key is None else as_key(key)
+        return (terms_for(self._terms, ask) if ask else self._terms), text
+
+    async def _enter(self, terms: Terms, key: str | None) -> Permit:
+        backend = self.bound_to or self._bind()
+        permit = new_permit(backend.new_id(), terms, key, backend)
+        if self.options.rules.rate is not None:
+            permit.client = self._hub.client()
+        if backend.enter(permit) is not None or permit.state != "held":
+            await self._settle(permit)
+        self._begin(permit)
+        return permit
+
+    def _begin(self, permit: Permit) -> None:
+        if not self._cancels:
+            permit.only_notify()
+        if self._max_hold is not None:
+            permit.limit_hold(self._max_hold)
+        if (served := exchange.get()) is not None:
+            served.granted(permit)
+
+    async def _settle(self, permit: Permit) -> None:
+        """Wait for a permit that couldn't be granted at once.
+
+        Raises:
+            Refused: it wasn't granted later either.
+        """
+        reason = None
+        if permit.state != "refused":
+            reason = await self._wait(permit)
+        self._check_granted(permit, reason)
+
+    def _check_granted(self, permit: Permit, reason: Reason | None) -> None:
+        if permit.state == "refused":
+            raise self._refusal(permit, permit.reason)
+        if permit.state != "held":
+            raise self._refusal(permit, reason or "evicted")
+
+    async def _wait(self, permit: Permit) -> Reason | None:
+        client = permit.client = self._hub.client()
+        backend = permit.backend
+        reason = None
+        try:
+            self._check_deadlock(permit)
+            future = client.expect(permit)
+            if permit.state == "waiting":
+                reason = await future
+                if permit.state == "waiting":
+                    backend.leave(permit, reason)
+        except GeneratorExit:  # perhaps in a finaliser
+            backend.abandon(permit)
+            raise
+        except BaseException:
+            backend.leave(permit)
+            raise
+        finally:
+            client.forget(permit)
+        return reason
+
+    def _check_deadlock(self, permit: Permit) -> None:
+        scope = scope_var.get()
+        if scope is None or scope.task is not current_task():
+            return
+        for mine in scope:
+            if mine.terms.guard.name == self.name and mine.key == permit.key and mine.state == "held":
+                raise WouldDeadlock(
+                    f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
+                    "guard once, around all the work"
+                )
+
+    def _refusal(self, permit: Permit, reason: Reason) -> Refused:
+        rules = self.options.rules
+        estimate = getattr(permit, "estimate", None)
+        wait = None if estimate is None else estimate / TICKS
+        patience = permit.terms.patience
+        prepared = "for ever" if patience is None else f"{patience / TICKS:g} s"
+        about = {
+            "full": f"{rules.max_waiting} tickets wait already (max_waiting={rules.max_waiting})",
+            "hopeless": f"the wait would be longer than the {prepared} that the call is prepared to wait",
+            "timeout": f"no permit came free within the {prepared} that the call was prepared to wait",
+            "too_large": f"the ticket asks for {permit.terms.permits} permits, more than the limit is now",
+            "paused": "an operator paused it",
+            "draining": "this process is shutting down; ask another one",
+            "evicted": "an operator took the ticket out of the queue",
+            "superseded": "the ticket had left already when it came to enter; enter with a new one",
+            "too_many_keys": f"{rules.max_keys} keys are in use (max_keys={rules.max_keys})",
+            "unavailable": "the backend can't be asked",
+        }[reason]
+        then = "" if wait is None else f"; a new ticket would wait about {wait:.1f} s"
+        where = "" if permit.key is None else f", key {permit.key!r}"
+        return REFUSALS[reason](
+            f"guard {self.name!r}{where}: {about}{then}", guard=self.name, key=permit.key, estimated_wait=wait
+        )
+
+
+@final
+class Entry:
+    """A block of a guard that knows its permit; what `guard.permit()` makes, to be entered once."""
+
+    __slots__ = ("_guard", "_key", "_permit", "_terms", "work")
+
+    def __init__(self, guard: Guard, terms: Terms, key: str | None) -> None:
+        self._guard = guard
+        self._terms = terms
+        self._key = key
+        self._permit: Permit | None = None
+        self.work: Future[Any] | None = None
+        """A thread's work, with which the permit ends if the block is left before."""
+
+    async def __aenter__(self) -> Permit:
+        if self._permit is not None:
+            raise RuntimeError("this block was entered before: call guard.permit() for each")
+        permit = self._permit = await self._guard._enter(self._terms, self._key)  # noqa: SLF001
+        permit.open_block()
+        return permit
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._permit is None:
+            raise RuntimeError("this block was not entered")
+        acknowledged = self._permit.close_block(exc, work=self.work)
+        if acknowledged is not None:
+            await acknowledged
+
+
+def as_ticks(seconds: float | None) -> int | None:
+    """Convert seconds; None and infinity mean for ever."""
+    return None if seconds is None or math.isinf(seconds) else round(seconds * TICKS)
+
+
+def terms_for(usual: Terms, ask: Ask) -> Terms:
+    """Make the terms of a call that asks for something.
+
+    Raises:
+        ValueError, TypeError: it is out of bounds or of the wrong type.
+    """
+    unknown = ask.keys() - Ask.__annotations__.keys()
+    if unknown:
+        raise TypeError(
+            f"unexpected argument {min(unknown)!r}; expected key, {', '.join(Ask.__annotations__)}"
+        )
+    patience = usual.patience
+    timeout = ask.get("timeout")
+    if timeout is not None:
+        asked = as_ticks(check_number("timeout", timeout))
+        patience = patience if asked is None else asked if patience is None else min(asked, patience)
+    permits = ask.get("permits", 1)
+    limit = usual.guard.rules.limit
+    if permits != ALL and check_whole("permits", permits, least=1) > limit:
+        raise ValueError(f"permits: expected at most the guard's limit, {limit}, got {permits}")
+    return Terms(
+        usual.guard,
+        usual.owner,
+        EXCLUSIVE if permits == ALL else permits,
+        patience,
+        round(check_number("priority", ask.get("priority", 0)) * TICKS),
+        check_text("tenant", ask.get("tenant", "")),
+        check_number("share", ask.get("share", 1), above=True),
+        check_text("label", ask.get("label", "")),
+        usual.lease,
+    )

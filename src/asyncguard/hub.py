@@ -1,0 +1,295 @@
+"""AsyncGuard: from settings to a backend, and the guards on it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Self, final
+
+from asyncguard.backends import open_backend
+from asyncguard.checks import check_choice, check_number, check_rate, check_whole
+from asyncguard.client import Client
+from asyncguard.clock import SystemClock
+from asyncguard.errors import Draining
+from asyncguard.guard import Guard, OnLost, Options, Replacement
+from asyncguard.keys import as_name
+from asyncguard.ticket import Order, Rate, Rules
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from types import TracebackType
+
+    from asyncguard.backends import Backend
+    from asyncguard.clock import Clock
+
+_MOST_THREADS = 1000
+"""Threads for guarded `def`s; guards bound how many are in use, and none is started before it is needed."""
+
+
+@final
+class AsyncGuard:
+    """A family of guards on one backend; make one for an application, at module level if you like.
+
+    `url` names the backend (`memory:`); without one it is read from `ASYNCGUARD_URL` at the first use,
+    and is this process's memory where that isn't set. `namespace` keeps applications apart that share
+    a backend. Of two processes that declare a guard differently, the one with the higher `revision`
+    (say, the time of its deploy) is believed. `clock` is for tests.
+
+    Raises:
+        TypeError, ValueError: an argument is out of bounds, or no backend goes by the URL's scheme.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        namespace: str = "asyncguard",
+        revision: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
+        self.namespace = as_name(namespace)
+        self.revision = check_whole("revision", revision, least=0)
+        self.clock = clock or SystemClock()
+        self._url = url
+        self._backend: Backend | None = None if url is None else open_backend(url, clock=self.clock)
+        self._clients: dict[asyncio.AbstractEventLoop, Client] = {}
+        self._draining = False
+        self._executor: ThreadPoolExecutor | None = None
+        self._guards: dict[str, Guard] = {}
+        """The guard that speaks for each name: the one declared, or the variant that replaced it."""
+        self._bound: list[Guard] = []
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"<AsyncGuard {self.namespace!r} with {len(self._guards)} guards>"
+
+    def guard(
+        self,
+        name: str,
+        *,
+        limit: int = 1,
+        max_waiting: int | None = 100,
+        max_wait: float | None = 30.0,
+        max_hold: float | None = None,
+        order: Order = "fifo",
+        rate: Rate | None = None,
+        max_keys: int = 100_000,
+        on_lost: OnLost = "cancel",
+    ) -> Guard:
+        """Declare a guard, or find the one that was declared with the same name and options.
+
+        Args:
+            name: by which its permits and queue are known on the backend; 1 to 128 characters.
+            limit: how many permits each key has.
+            max_waiting: how many tickets of a key may wait; None: any number.
+            max_wait: how many seconds a ticket may wait; None: for ever.
+            max_hold: after how many seconds the work is cancelled (`HoldExceeded`); None: never.
+            order: "fifo": who came first; "lifo": who came last, and a full queue refuses the oldest;
+                "fair": tenants in turn, by the permit-seconds that they had per share.
+            rate: a pace for grants, such as `Rate(10, per=60, burst=2)`; None: none.
+            max_keys: how many keys may be in use at once.
+            on_lost: when a permit is taken away, "cancel" the work and raise `PermitLost`, or only
+                "notify" it by `permit.lost`.
+
+        Raises:
+            TypeError: an argument is of the wrong type.
+            ValueError: one is out of bounds, or the name was declared with other options.
+        """
+        options = self._options(name, limit, max_waiting, max_wait, max_hold, order, rate, max_keys, on_lost)
+        with self._lock:
+            guard = self._guards.get(name)
+            if guard is None:
+                guard = self._guards[name] = Guard(self, options)
+            elif guard.options != options:
+                raise ValueError(
+                    f"guard {name!r} was declared with other options: {_difference(guard.options, options)}; "
+                    "use one declaration, or guard.replace() for a variant"
+                )
+        return guard
+
+    # --- life ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        self._draining = False
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:  # noqa: ARG002
+        """Be an application's lifespan: `FastAPI(lifespan=ag.lifespan)`, where `install` isn't used."""
+        async with self:
+            yield
+
+    def drain(self) -> None:
+        """Let nobody in from now on: who waits in this process is refused (`Draining`), who works goes on."""
+        self._draining = True
+        self._unbind()
+        for client in list(self._clients.values()):
+            client.give_up("draining")
+
+    async def aclose(self) -> None:
+        """Refuse who waits on this event loop, and give back what is held of the system.
+
+        Permits stay with their holders. A guard that is used again opens what it needs again.
+        """
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            client.give_up("draining")
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=False)
+        if self._backend is not None:
+            await self._backend.aclose()
+        self._draining = False
+
+    def explain(self) -> str:
+        """Say in plain words what guards there are, where their permits live, and what that assumes."""
+        lines = [f"namespace {self.namespace!r}, revision {self.revision}", self._open().assumptions]
+        lines += [_explain(guard.options) for guard in self._guards.values()]
+        return "\n".join(lines)
+
+    def install(self, app: Any) -> None:
+        """Serve the guards under an ASGI application: one call, before it starts.
+
+        Refusals become application/problem+json with Retry-After, responses get Server-Timing, and
+        the guards live as long as the application, whose own lifespan is kept.
+
+        Raises:
+            TypeError: it isn't a Starlette or FastAPI application.
+        """
+        from asyncguard.http.fastapi import install  # noqa: PLC0415
+
+        install(self, app)
+
+    # --- for its guards ------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> ThreadPoolExecutor:
+        """The threads that guarded `def`s run in: the loop's own are few, and needed for name look-ups."""
+        with self._lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="asyncguard")
+            return self._executor
+
+    def client(self) -> Client:
+        """This AsyncGuard on the running loop."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            for other in [other for other in self._clients if other.is_closed()]:
+                self._clients.pop(other, None)
+            client = self._clients[loop] = Client(loop, self.clock)
+        return client
+
+    def bind(self, guard: Guard) -> Backend:
+        """Have a guard use the backend from now on, until it is unbound.
+
+        Raises:
+            Draining: this process is shutting down.
+        """
+        if self._draining:
+            raise Draining(
+                f"guard {guard.name!r}: this process is shutting down; ask another one", guard=guard.name
+            )
+        backend = guard.bound_to = self._open()
+        self._bound.append(guard)
+        return backend
+
+    def replace(self, options: Options, changes: Replacement) -> Guard:
+        """Make the variant of a guard."""
+        rules = options.rules
+        declared: dict[str, Any] = {
+            "name": options.name,
+            "limit": rules.limit,
+            "max_waiting": rules.max_waiting,
+            "max_wait": options.max_wait,
+            "max_hold": options.max_hold,
+            "order": rules.order,
+            "rate": rules.rate,
+            "max_keys": rules.max_keys,
+            "on_lost": options.on_lost,
+        }
+        unknown = changes.keys() - declared.keys()
+        if unknown:
+            raise TypeError(f"unexpected argument {min(unknown)!r}; expected one of {', '.join(declared)}")
+        variant = self._options(**{**declared, **changes})
+        if variant.name != options.name:
+            return self.guard(**{**declared, **changes})
+        with self._lock:
+            guard = self._guards[variant.name] = Guard(self, variant)
+        if variant.rules != options.rules:
+            self._open().redeclare(guard.declaration)
+        return guard
+
+    def _open(self) -> Backend:
+        with self._lock:
+            if self._backend is None:
+                self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
+            return self._backend
+
+    def _unbind(self) -> None:
+        bound, self._bound = self._bound, []
+        for guard in bound:
+            guard.bound_to = None
+
+    def _options(
+        self,
+        name: str,
+        limit: int,
+        max_waiting: int | None,
+        max_wait: float | None,
+        max_hold: float | None,
+        order: Order,
+        rate: Rate | None,
+        max_keys: int,
+        on_lost: OnLost,
+    ) -> Options:
+        check_rate(rate)
+        check_choice("order", order, Order)
+        check_choice("on_lost", on_lost, OnLost)
+        return Options(
+            name=as_name(name),
+            rules=Rules(
+                limit=check_whole("limit", limit, least=1),
+                max_waiting=None if max_waiting is None else check_whole("max_waiting", max_waiting, least=0),
+                order=order,
+                rate=rate,
+                max_keys=check_whole("max_keys", max_keys, least=1),
+                revision=self.revision,
+            ),
+            max_wait=None if max_wait is None else check_number("max_wait", max_wait),
+            max_hold=None if max_hold is None else check_number("max_hold", max_hold, above=True),
+            on_lost=on_lost,
+        )
+
+
+def _flat(options: Options) -> dict[str, Any]:
+    flat = {**dataclasses.asdict(options), **dataclasses.asdict(options.rules)}
+    return {name: value for name, value in flat.items() if name not in ("name", "rules", "revision")}
+
+
+def _difference(declared: Options, now: Options) -> str:
+    before, after = _flat(declared), _flat(now)
+    return ", ".join(
+        f"{name}={after[name]!r} instead of {before[name]!r}"
+        for name in before
+        if before[name] != after[name]
+    )
+
+
+def _explain(options: Options) -> str:
+    return f"guard {options.name!r}: " + ", ".join(
+        f"{name}={value!r}" for name, value in _flat(options).items()
+    )

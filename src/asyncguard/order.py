@@ -1,0 +1,271 @@
+"""The order in which waiting tickets are granted: one line, or tenants that take turns."""
+
+from __future__ import annotations
+
+from collections import deque
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Protocol, final
+
+from asyncguard.sortedqueue import SortedQueue
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from asyncguard.ticket import Order, Ticket
+
+
+_GONE = -1
+"""Score of a ticket that waits no more."""
+_FEW = 32
+"""Of these, how many may lie about."""
+
+
+class Queue(Protocol):
+    """The waiting tickets of a partition. Nothing here costs more than O(log n), `in_order` apart."""
+
+    def add(self, ticket: Ticket) -> None:
+        """Give a ticket that has just arrived its score and its place."""
+
+    def remove(self, ticket: Ticket) -> None:
+        """Take a ticket out, from wherever it stands."""
+
+    def first(self) -> Ticket:
+        """The ticket that is granted next."""
+        ...
+
+    def surplus(self, newcomer: Ticket) -> Ticket:
+        """Whom a full queue refuses, the newcomer being among the waiting already."""
+        ...
+
+    def ahead_of(self, ticket: Ticket) -> int:
+        """About how many tickets will be granted before this one."""
+        ...
+
+    def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
+        """All tickets in the order in which they will be granted, if nobody comes or leaves."""
+        ...
+
+    def granted(self, ticket: Ticket, cost: float) -> None:
+        """Account for a grant that is expected to cost so many permit-ticks."""
+
+    def released(self, ticket: Ticket, cost: float) -> None:
+        """Correct that to what it did cost."""
+
+
+def queue_for(order: Order) -> Queue:
+    """Make an empty queue."""
+    return FairQueue() if order == "fair" else Line(newest_first=order == "lifo")
+
+
+@final
+class Line:
+    """One line for all: the first is who came first, head starts deducted; or who came last.
+
+    As long as all come without head start the line is in order by itself.
+    """
+
+    __slots__ = ("_gone", "_newest_first", "_sorted", "_unsorted")
+
+    def __init__(self, *, newest_first: bool) -> None:
+        self._newest_first = newest_first
+        self._unsorted: deque[Ticket] = deque()
+        """In order; those that wait no more lie about until they are met, or too many."""
+        self._gone = 0
+        self._sorted: SortedQueue[Ticket] | None = SortedQueue() if newest_first else None
+
+    def add(self, ticket: Ticket) -> None:
+        priority = ticket.terms.priority
+        if self._sorted is None:
+            if not priority:
+                ticket.score = ticket.arrival
+                self._unsorted.append(ticket)
+                return
+            self._sorted = self._sort()
+        elif not self._sorted and not priority and not self._newest_first:
+            self._sorted = None
+            self.add(ticket)
+            return
+        arrival = ticket.arrival
+        ticket.score = score = -arrival if self._newest_first else arrival - priority
+        self._sorted.add(score, arrival, ticket)
+
+    def _sort(self) -> SortedQueue[Ticket]:
+        tickets: SortedQueue[Ticket] = SortedQueue()
+        for ticket in self._unsorted:
+            if ticket.score != _GONE:
+                tickets.add(ticket.score, ticket.arrival, ticket)
+        self._unsorted.clear()
+        self._gone = 0
+        return tickets
+
+    def remove(self, ticket: Ticket) -> None:
+        line = self._unsorted
+        if line and line[0] is ticket:
+            line.popleft()
+        elif self._sorted is not None:
+            self._sorted.remove(ticket.score, ticket.arrival)
+        elif line[-1] is ticket:
+            line.pop()
+        else:
+            ticket.score = _GONE
+            self._gone += 1
+            if self._gone > _FEW and self._gone * 2 > len(line):
+                self._unsorted = deque(ticket for ticket in line if ticket.score != _GONE)
+                self._gone = 0
+
+    def first(self) -> Ticket:
+        if self._sorted is not None:
+            return self._sorted.first()
+        line = self._unsorted
+        while line[0].score == _GONE:
+            line.popleft()
+            self._gone -= 1
+        return line[0]
+
+    def surplus(self, newcomer: Ticket) -> Ticket:
+        return self._sorted.last() if self._newest_first and self._sorted else newcomer
+
+    def ahead_of(self, ticket: Ticket) -> int:
+        if self._newest_first:
+            return 0
+        if self._sorted is not None:
+            return self._sorted.rank(ticket.score, ticket.arrival)
+        return len(self._unsorted) - self._gone - 1
+
+    def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
+        del cost
+        if self._sorted is not None:
+            return iter(self._sorted)
+        return (ticket for ticket in self._unsorted if ticket.score != _GONE)
+
+    def granted(self, ticket: Ticket, cost: float) -> None:
+        pass
+
+    def released(self, ticket: Ticket, cost: float) -> None:
+        pass
+
+
+@final
+class _Tenant:
+    """One tenant's waiting tickets, and what it has had so far."""
+
+    __slots__ = ("born", "debt", "holding", "line", "name", "share", "tag", "turn", "weight")
+
+    def __init__(self, name: str, tag: float, born: int) -> None:
+        self.name = name
+        self.born = born
+        """Arrival of its first ticket: no two tenants share it."""
+        self.line: SortedQueue[Ticket] = SortedQueue()
+        self.tag = tag
+        """Permit-ticks received per share."""
+        self.share = 1.0
+        self.holding = 0
+        """How many of its tickets hold permits."""
+        self.turn: tuple[float, int] | None = None
+        """Its place among those that wait: (tag, arrival of its first in line)."""
+        self.weight: tuple[float, int] | None = None
+        """Its place among them by size: (tickets waiting per share, arrival of its last in line)."""
+        self.debt: tuple[float, int] | None = None
+        """Its place among those that have nothing here: (tag, born)."""
+
+
+@final
+class FairQueue:
+    """Tenants take turns: next is the first in line of the tenant that had least per share.
+
+    Start-time fair queueing with the charge taken at the grant and corrected at the release, so
+    that waiting and leaving cost nothing. V is the tag of the tenant last granted, before its
+    charge; a tenant that becomes active starts at V or above, so that nobody saves up turns.
+    """
+
+    __slots__ = ("_debts", "_tenants", "_turns", "_virtual", "_waiting", "_weights")
+
+    def __init__(self) -> None:
+        self._waiting = 0
+        self._virtual = 0.0
+        """V."""
+        self._tenants: dict[str, _Tenant] = {}
+        self._turns: SortedQueue[_Tenant] = SortedQueue()
+        self._weights: SortedQueue[_Tenant] = SortedQueue()
+        self._debts: SortedQueue[_Tenant] = SortedQueue()
+
+    def add(self, ticket: Ticket) -> None:
+        terms = ticket.terms
+        tenant = self._tenants.get(terms.tenant)
+        if tenant is None:
+            tenant = _Tenant(terms.tenant, self._virtual, ticket.arrival)
+            self._tenants[terms.tenant] = tenant
+        elif not tenant.line and not tenant.holding:
+            tenant.tag = max(tenant.tag, self._virtual)
+        tenant.share = terms.share
+        ticket.score = ticket.arrival - terms.priority
+        tenant.line.add(ticket.score, ticket.arrival, ticket)
+        self._waiting += 1
+        self._place(tenant)
+
+    def remove(self, ticket: Ticket) -> None:
+        tenant = self._tenants[ticket.terms.tenant]
+        tenant.line.remove(ticket.score, ticket.arrival)
+        self._waiting -= 1
+        self._place(tenant)
+
+    def first(self) -> Ticket:
+        return self._turns.first().line.first()
+
+    def surplus(self, newcomer: Ticket) -> Ticket:
+        del newcomer
+        return self._weights.last().line.last()
+
+    def ahead_of(self, ticket: Ticket) -> int:
+        rank = self._tenants[ticket.terms.tenant].line.rank(ticket.score, ticket.arrival)
+        return min(rank * len(self._turns), self._waiting - 1)
+
+    def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
+        turns = [(*tenant.turn, tenant.share, iter(tenant.line)) for tenant in self._turns if tenant.turn]
+        heapify(turns)
+        while turns:
+            tag, arrival, share, line = heappop(turns)
+            ticket = next(line, None)
+            if ticket is not None:
+                yield ticket
+                heappush(turns, (tag + cost(ticket) / share, arrival, share, line))
+
+    def granted(self, ticket: Ticket, cost: float) -> None:
+        tenant = self._tenants[ticket.terms.tenant]
+        self._virtual = tenant.tag
+        ticket.charged = cost / tenant.share
+        tenant.tag += ticket.charged
+        tenant.holding += 1
+        self._place(tenant)
+        self._forgive()
+
+    def released(self, ticket: Ticket, cost: float) -> None:
+        tenant = self._tenants[ticket.terms.tenant]
+        tenant.tag += cost / tenant.share - ticket.charged
+        tenant.holding -= 1
+        self._place(tenant)
+
+    def _place(self, tenant: _Tenant) -> None:
+        """Put a tenant where it now stands among those that wait, or those that owe."""
+        if tenant.turn and tenant.weight:
+            self._turns.remove(*tenant.turn)
+            self._weights.remove(*tenant.weight)
+            tenant.turn = tenant.weight = None
+        if tenant.debt:
+            self._debts.remove(*tenant.debt)
+            tenant.debt = None
+        if tenant.line:
+            tenant.turn = (tenant.tag, tenant.line.first().arrival)
+            tenant.weight = (len(tenant.line) / tenant.share, tenant.line.last().arrival)
+            self._turns.add(*tenant.turn, tenant)
+            self._weights.add(*tenant.weight, tenant)
+        elif not tenant.holding:
+            tenant.debt = (tenant.tag, tenant.born)
+            self._debts.add(*tenant.debt, tenant)
+
+    def _forgive(self) -> None:
+        """Forget the tenants that have nothing here and whose tag is behind V."""
+        while self._debts and self._debts.first().tag <= self._virtual:
+            tenant = self._debts.first()
+            self._debts.remove(tenant.tag, tenant.born)
+            del self._tenants[tenant.name]

@@ -1,0 +1,377 @@
+"""Permits: the right to run, as the code that runs sees it."""
+
+# A permit and what it carries are one mechanism.
+# ruff: noqa: SLF001
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import threading
+import warnings
+import weakref
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Protocol, final
+
+from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
+from asyncguard.errors import HoldExceeded, PermitLost
+from asyncguard.ticket import Ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterator
+    from concurrent.futures import Future
+
+    from asyncguard.backends import Backend
+    from asyncguard.client import Client
+    from asyncguard.clock import Timer
+    from asyncguard.errors import Reason
+    from asyncguard.ticket import Terms
+
+
+class Exchange(Protocol):
+    """One request and its response, as whoever serves it shows it to the guards under it."""
+
+    def granted(self, permit: Permit) -> None:
+        """Hear of a permit that was taken to serve the request."""
+
+
+exchange: ContextVar[Exchange | None] = ContextVar("asyncguard.exchange", default=None)
+"""The exchange that is being served here, if any."""
+
+if sys.version_info >= (3, 12):
+    from asyncio import current_task
+else:
+    from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
+
+    def current_task() -> asyncio.Task[Any] | None:
+        """Find the running task; there, asyncio's own way asks the system for the process id first."""
+        if len(_current_tasks) == 1:  # one loop runs a task in all the process: this one
+            task: asyncio.Task[Any]
+            for task in _current_tasks.values():
+                return task
+        return asyncio.current_task()
+
+
+@final
+class Scope:
+    """The guarded blocks that a task is in; its children start from what they saw of it."""
+
+    __slots__ = ("innermost", "outer", "task")
+
+    def __init__(self, task: asyncio.Task[Any] | None, outer: Scope | None) -> None:
+        self.task = task
+        self.outer = outer
+        """The scope of the task that started this one, or of the one that started that."""
+        self.innermost: Permit | None = None
+        """The permit of the innermost block; those of the blocks around it follow by `outer`."""
+
+    def __iter__(self) -> Iterator[Permit]:
+        permit = self.innermost
+        while permit is not None:
+            yield permit
+            permit = permit.outer
+
+    def remove(self, permit: Permit) -> None:
+        """Take out the permit of a block that ends, which is nearly always the innermost."""
+        if self.innermost is permit:
+            self.innermost = permit.outer
+        for inner in self:
+            if inner.outer is permit:
+                inner.outer = permit.outer
+
+
+scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=None)
+"""Set once in a task: setting a context variable for each block would cost more than all the rest."""
+
+
+def open_scope() -> Scope:
+    """Begin the scope of the running task."""
+    scope = Scope(current_task(), scope_var.get())
+    scope_var.set(scope)
+    return scope
+
+
+def open_scope_of_thread(permit: Permit) -> None:
+    """Have the calling thread run under a permit that a task took for it."""
+    scope = Scope(None, scope_var.get())
+    scope.innermost = permit
+    scope_var.set(scope)
+
+
+@final
+class Loss:
+    """Whether a permit was lost: `if permit.lost`, or `await permit.lost.wait()`."""
+
+    __slots__ = ("_futures", "_happened")
+
+    def __init__(self, *, happened: bool) -> None:
+        self._happened = happened
+        self._futures: list[asyncio.Future[None]] = []
+
+    def __bool__(self) -> bool:
+        return self._happened
+
+    def is_set(self) -> bool:
+        """Tell whether the permit was lost; from any thread."""
+        return self._happened
+
+    async def wait(self) -> None:
+        """Return once the permit is lost."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._futures.append(future)
+        try:
+            if not self._happened:
+                await future
+        finally:
+            self._futures.remove(future)
+
+    def _happen(self) -> None:
+        self._happened = True
+        for future in list(self._futures):
+            with contextlib.suppress(RuntimeError):  # a closed loop: nobody waits there any more
+                future.get_loop().call_soon_threadsafe(_resolve, future)
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+@final
+class Extra:
+    """What few permits have, apart so that the many stay small."""
+
+    __slots__ = ("cancelled", "cancels", "error", "handle", "loss", "timer")
+
+    def __init__(self) -> None:
+        self.error: PermitLost | None = None
+        self.loss: Loss | None = None
+        self.timer: Timer | None = None
+        """Rings when the work has run for too long."""
+        self.cancels = True
+        """Whether the loss cancels the task of the block."""
+        self.cancelled = False
+        """Whether the task of the block was cancelled because of the loss."""
+        self.handle: weakref.ref[Permit] | None = None
+        """The handle on a loose permit."""
+
+
+@final
+class Permit(Ticket):
+    """The right to run: what a ticket becomes. Its owner is whoever has this object.
+
+    Take one from a guard: `async with guard as permit`, or `await guard.acquire()`. It belongs to no
+    task and no thread; one that is dropped unreleased is released, with a `ResourceWarning`.
+    """
+
+    __slots__ = ("__weakref__", "_row", "backend", "client", "extra", "future", "outer", "scope")
+
+    backend: Backend
+    extra: Extra | None
+    _row: Permit | None
+    """For a handle: the permit that the backend knows, so that nobody but its owner holds the handle."""
+    scope: Scope | None
+    """That of the task whose block this is, if it is a block's."""
+    outer: Permit | None
+    """The permit of the block around this one's."""
+    client: Client
+    """Where the ticket waits."""
+    future: asyncio.Future[Reason | None] | None
+    """What it waits on: done when its state was changed, or with a reason to give up."""
+
+    def __repr__(self) -> str:
+        row = self._row or self
+        key = "" if row.key is None else f", key {row.key!r}"
+        return f"<Permit of guard {self.guard!r}{key}: {row.state}>"
+
+    @property
+    def guard(self) -> str:
+        """Name of the guard."""
+        return self.terms.guard.name
+
+    @property
+    def token(self) -> int:
+        """The fencing token: an integer that grows with every grant of the partition."""
+        return (self.granted + self.backend.clock.epoch) // TICKS_PER_MICROSECOND
+
+    @property
+    def waited(self) -> float:
+        """Seconds from entering to the grant."""
+        return max(0, self.granted - self.arrival) / TICKS
+
+    @property
+    def held(self) -> float:
+        """Seconds from the grant until now, or until the permit ended."""
+        row = self._row or self
+        return ((row.ended or self.backend.clock.now()) - self.granted) / TICKS
+
+    @property
+    def lost(self) -> Loss:
+        """Whether the permit was taken away: ask it, or wait for it."""
+        extra = (self._row or self)._extras()
+        if extra.loss is None:
+            extra.loss = Loss(happened=extra.error is not None)
+        return extra.loss
+
+    async def release(self) -> None:
+        """Pass the permit on; again, or once it is lost, nothing happens."""
+        acknowledged = (self._row or self).end()
+        if acknowledged is not None:
+            await acknowledged
+
+    # --- for the guard, the client and the backend ---------------------------------------------
+
+    def notify(self) -> bool:
+        """Hear that the backend changed the state, from any thread; False where nobody hears."""
+        future = self.future
+        if future is None:
+            if self.state == "lost":
+                self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
+            return True
+        return self.wake()
+
+    def wake(self, reason: Reason | None = None) -> bool:
+        """End the wait, from any thread; False where its loop is closed."""
+        client = self.client
+        future = self.future
+        try:
+            if threading.get_ident() != client.thread:
+                client.loop.call_soon_threadsafe(self._resolve, reason)
+            elif future is not None and not future.done():
+                future.set_result(reason)
+        except RuntimeError:
+            return False
+        return True
+
+    def _resolve(self, reason: Reason | None) -> None:
+        future = self.future
+        if future is not None and not future.done():
+            future.set_result(reason)
+
+    def _extras(self) -> Extra:
+        if self.extra is None:
+            self.extra = Extra()
+        return self.extra
+
+    def end(self, *, finished: bool = True) -> Awaitable[None] | None:
+        """Pass the permit on, if it is still held."""
+        if self.state != "held":
+            return None
+        if self.extra is not None and self.extra.timer is not None:
+            self.extra.timer.cancel()
+        return self.backend.leave(self, finished=finished)
+
+    def only_notify(self) -> None:
+        """Have a loss set `lost`, and leave the work alone."""
+        self._extras().cancels = False
+
+    def limit_hold(self, max_hold: float) -> None:
+        """Have the permit lost once it was held for so many seconds."""
+        loop = asyncio.get_running_loop()
+        self._extras().timer = self.backend.clock.call_later(loop, max_hold, self._overrun, max_hold)
+
+    def _overrun(self, max_hold: float) -> None:
+        extra = self._extras()
+        error = HoldExceeded(f"the work under {self!r} ran for longer than max_hold={max_hold:g} s")
+        if extra.handle is not None:
+            self.end(finished=False)
+        self._lose(error)
+
+    def _lose(self, error: PermitLost) -> None:
+        extra = self._extras()
+        extra.error = error
+        if extra.loss is not None:
+            extra.loss._happen()
+        task = self.scope and self.scope.task
+        if task is not None and extra.cancels:
+            with contextlib.suppress(RuntimeError):  # a closed loop: nothing runs there any more
+                task.get_loop().call_soon_threadsafe(self._cancel, task)
+
+    # --- the permit of a block -----------------------------------------------------------------
+
+    def open_block(self) -> None:
+        """Begin the block of the running task."""
+        scope = scope_var.get()
+        if scope is None or scope.task is not current_task():
+            scope = open_scope()
+        self.scope = scope
+        self.outer = scope.innermost
+        scope.innermost = self
+
+    def close_block(
+        self, exc: BaseException | None, *, work: Future[Any] | None = None
+    ) -> Awaitable[None] | None:
+        """End with the block, but not before `work`; say that the permit was lost, if nothing else is."""
+        scope, self.scope = self.scope, None
+        if scope is not None:
+            scope.remove(self)
+        acknowledged = None
+        if work is not None and not work.done():
+            work.add_done_callback(lambda _: self.end(finished=False))
+        elif not isinstance(exc, GeneratorExit):
+            acknowledged = self.end(finished=exc is None or isinstance(exc, Exception))
+        elif self.state == "held":  # perhaps in a finaliser
+            self.backend.abandon(self)
+        extra = self.extra
+        if extra is not None and extra.error is not None and extra.cancels and scope is not None:
+            ours = extra.cancelled and scope.task is not None and scope.task.uncancel() == 0
+            if exc is None or (ours and isinstance(exc, asyncio.CancelledError)):
+                raise extra.error from exc
+        return acknowledged
+
+    def _cancel(self, task: asyncio.Task[Any]) -> None:
+        if self.scope is not None:
+            self._extras().cancelled = True
+            task.cancel()
+
+    # --- the permit of no block ----------------------------------------------------------------
+
+    def handle(self) -> Permit:
+        """Make the handle on this permit: the backend keeps the permit, its owner the handle."""
+        handle = new_permit(self.id, self.terms, self.key, self.backend)
+        handle._row = self
+        handle.granted, handle.arrival = self.granted, self.arrival
+        self._extras().handle = weakref.ref(handle, self._dropped)
+        return handle
+
+    def _dropped(self, _: weakref.ref[Permit]) -> None:
+        if self.state == "held":
+            self.backend.abandon(self)
+            warnings.warn(
+                f"a permit of guard {self.guard!r} was dropped and is released now: call `await "
+                "permit.release()`, or use `async with guard`",
+                ResourceWarning,
+                stacklevel=2,
+            )
+
+
+def new_permit(ticket_id: int | str, terms: Terms, key: str | None, backend: Backend) -> Permit:
+    """Make the permit that a ticket may become; see `Ticket` for why there is no constructor."""
+    permit = Permit()
+    permit.id = ticket_id
+    permit.terms = terms
+    permit.key = key
+    permit.state = "new"
+    permit.ended = 0
+    permit.future = None
+    permit.backend = backend
+    permit.extra = permit._row = permit.scope = None
+    return permit
+
+
+def current_permit() -> Permit:
+    """Find the permit under which the calling code runs: that of the innermost block around it.
+
+    Tasks and threads that guarded work starts see it too.
+
+    Raises:
+        LookupError: no guarded block is around, or it has ended.
+    """
+    scope = scope_var.get()
+    while scope is not None:
+        for permit in scope:
+            if permit.state == "held":
+                return permit
+        scope = scope.outer
+    raise LookupError("no permit is held here: call current_permit() inside `async with guard` or @guard")

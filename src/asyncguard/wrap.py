@@ -1,0 +1,139 @@
+"""The decorator: a function under a guard, with its signature as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import inspect
+import types
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
+
+from asyncguard.keys import as_key
+from asyncguard.permit import open_scope_of_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine
+
+    from asyncguard.guard import Ask, Guard
+    from asyncguard.keys import Key
+    from asyncguard.permit import Permit
+
+    KeySource = str | Callable[..., Key]
+    """The name of a parameter, or what computes the key from the arguments."""
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@final
+class Wrapper:
+    """What `@guard(key=...)` decorates with."""
+
+    __slots__ = ("_ask", "_guard", "_key")
+
+    def __init__(self, guard: Guard, key: KeySource | None, ask: Ask) -> None:
+        self._guard = guard
+        self._key = key
+        self._ask = ask
+        if key is not None and not isinstance(key, str) and not callable(key):
+            raise TypeError(f"key: expected a parameter's name or a callable, got {key!r}")
+
+    @overload
+    def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    @overload
+    def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+    def __call__(self, func: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Put a function under the guard."""
+        _check_function(func)
+        key_of = None if self._key is None else _key_reader(func, self._key)
+        guard, ask = self._guard, self._ask
+        run = _run if _is_async(func) else functools.partial(_run_in_thread, guard)
+
+        @functools.wraps(func)
+        async def guarded(*args: Any, **kwargs: Any) -> Any:
+            key = None if key_of is None else key_of(args, kwargs)
+            return await run(guard.permit(key=key, **ask), func, args, kwargs)
+
+        return guarded
+
+
+async def _run(entry: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async with entry:
+        return await func(*args, **kwargs)
+
+
+async def _run_in_thread(
+    guard: Guard, entry: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    async with entry as permit:
+        context = contextvars.copy_context()
+        entry.work = guard.executor.submit(context.run, _work, permit, func, args, kwargs)
+        result = await asyncio.wrap_future(entry.work)
+        if inspect.isawaitable(result):
+            return await result
+        if isinstance(result, types.GeneratorType | types.AsyncGeneratorType):
+            raise TypeError(_GENERATOR.format(func))
+        return result
+
+
+def _work(permit: Permit, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    open_scope_of_thread(permit)
+    try:
+        return func(*args, **kwargs)
+    except StopIteration as error:
+        # No future can carry one; a coroutine makes the same of it.
+        raise RuntimeError(f"{func!r} raised StopIteration") from error
+
+
+_GENERATOR = (
+    "{0!r} makes a generator, whose body runs when the permit is gone: "
+    "put `async with guard.permit()` around the work in its body"
+)
+
+
+def _check_function(func: Any) -> None:
+    if isinstance(func, staticmethod | classmethod):
+        kind = type(func).__name__
+        raise TypeError(f"the guard must be under @{kind}, next to the function: swap the two decorators")
+    if isinstance(func, type) or not callable(func):
+        raise TypeError(f"expected a function to guard, got {func!r}")
+    if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
+        raise TypeError(_GENERATOR.format(func))
+
+
+def _is_async(func: Any) -> bool:
+    return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__)
+
+
+def _key_reader(
+    func: Callable[..., Any], source: KeySource
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
+    """Make what finds the key among a call's arguments.
+
+    Raises:
+        ValueError: no parameter goes by the name.
+    """
+    if not isinstance(source, str):
+        return lambda args, kwargs: as_key(source(*args, **kwargs), "key (as computed)")
+    signature = inspect.signature(func)
+    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    parameters = [parameter.name for parameter in named]
+    if source not in parameters:
+        raise ValueError(
+            f"key: {func.__qualname__}() has no parameter {source!r}; "
+            f"it has {', '.join(parameters) or 'none'}"
+        )
+    index = parameters.index(source)
+    what = f"key {source!r} of {func.__qualname__}()"
+
+    def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+        if source in kwargs:
+            return as_key(kwargs[source], what)
+        if index < len(args):
+            return as_key(args[index], what)
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return as_key(bound.arguments[source], what)
+
+    return read
