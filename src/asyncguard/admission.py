@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import OrderedDict
+import sys
 from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Final, Literal, TypedDict, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
+from asyncguard.leases import Leases
 from asyncguard.order import Queue, queue_for
-from asyncguard.sortedqueue import SortedQueue
 from asyncguard.statistics import Holder, Snapshot, Statistics, Waiter
-from asyncguard.ticket import EXCLUSIVE
+from asyncguard.ticket import EXCLUSIVE, Declaration
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Iterable
 
     from asyncguard.errors import Reason
-    from asyncguard.ticket import Declaration, Order, Rules, Ticket
+    from asyncguard.ticket import Order, Rules, Ticket
 
+_HAS_GIL = getattr(sys, "_is_gil_enabled", lambda: True)()
 _SOME = 16
 """Holders that are asked for how long they have held, for an estimate."""
 KEEP: Final = "keep"
@@ -67,6 +69,14 @@ class Admission:
         """Tickets granted, refused or lost by a step that another ticket or time caused."""
         self._lingering: list[tuple[int, str]] = []
         """Heap of (tick, key): partitions that are empty, and idle from that tick on."""
+
+    def start_anew(self) -> None:
+        """Forget all tickets, and what was seen; the rules and the guard's own partition stay."""
+        kept = self.partitions.get(None)
+        self.__init__(Declaration(self.name, self.rules), self.epoch)
+        if kept is not None:
+            kept.__init__(self, None)
+            self.partitions[None] = kept
 
     def declare(self, rules: Rules, now: int) -> bool:
         """Take over rules of a higher revision; False where the same revision says otherwise."""
@@ -130,6 +140,11 @@ class Admission:
             partition.lingers = False
             self.retire(partition, now)
 
+    @property
+    def granted(self) -> int:
+        """Tickets granted since the guard was first used."""
+        return self.statistics.ended + sum(len(p.held()) for p in self.partitions.values())
+
     def token(self, ticket: Ticket) -> int:
         """The fencing token of a ticket that was granted: the microsecond of its grant since 1970."""
         return (ticket.granted + self.epoch) // TICKS_PER_MICROSECOND
@@ -137,19 +152,20 @@ class Admission:
     def inspect(self, now: int) -> Snapshot:
         """Picture all keys at this moment."""
         partitions = [*self.partitions.values()]
-        pictures = [partition.inspect(now) for partition in partitions]
-        waits = [picture.estimated_wait for picture in pictures]
+        waits = [partition.estimate(now) for partition in partitions]
         known = [wait for wait in waits if wait is not None]
+        wait = max(known, default=0.0) if len(known) == len(waits) and not self.paused else None
         return self.statistics.snapshot(
             guard=self.name,
             key=None,
             limit=self.limit or self.rules.limit,
-            in_use=sum(picture.in_use for picture in pictures),
-            keys=len(pictures),
+            in_use=sum(partition.in_use for partition in partitions),
+            keys=len(partitions),
             paused=self.paused,
-            holders=tuple(holder for picture in pictures for holder in picture.holders),
-            queue=tuple(waiter for picture in pictures for waiter in picture.queue),
-            estimated_wait=max(known, default=0.0) if len(known) == len(waits) and not self.paused else None,
+            granted=self.granted,
+            holders=tuple(holder for partition in partitions for holder in partition.picture_holders(now)),
+            queue=tuple(waiter for partition in partitions for waiter in partition.picture_queue(now)),
+            estimate=wait,
         )
 
 
@@ -158,29 +174,29 @@ class Partition:
     """The state of one (guard, key): holders, queue, last token, pacing."""
 
     __slots__ = (
-        "_arrival",
         "_exclusive",
-        "_expiries",
-        "_leased",
+        "_leases",
         "_order",
         "_override",
         "_paused",
-        "_queue",
-        "_statistics",
+        "_special",
+        "_special_all",
+        "_special_permits",
         "_tat",
-        "_tombstones",
-        "_waiting_all",
-        "_waiting_permits",
         "admission",
-        "fresh",
         "gated",
         "holders",
         "key",
+        "last_arrival",
         "limit",
+        "line",
         "lingers",
         "max_waiting",
         "next_grant",
+        "queue",
+        "quick",
         "room",
+        "statistics",
         "waiting",
     )
 
@@ -190,31 +206,35 @@ class Partition:
         self.holders: set[Ticket] = set()
         self.waiting = 0
         """Tickets that wait."""
-        self.lingers = False
-        """Whether its guard will look again when it is idle."""
-        self._statistics = admission.statistics
-        self.fresh = admission.statistics.fresh
-        self._exclusive: Ticket | None = None
-        """The ticket that holds all permits."""
-        self._waiting_permits = 0
-        self._waiting_all = 0
-        self._arrival = 0
-        """Tick of the last arrival: each is later than the one before."""
         self.next_grant = 0
         """Tick before which no grant is dated, so that each has a microsecond, its token, to itself."""
+        self.lingers = False
+        """Whether its guard will look again when it is idle."""
+        self.last_arrival = 0
+        """Tick of the last that was queued: no two are the same."""
+        self._exclusive: Ticket | None = None
+        """The ticket that holds all permits."""
+        self._special = 0
+        """Waiting tickets that aren't plain."""
+        self._special_permits = 0
+        """Permits that these ask for beyond one each."""
+        self._special_all = 0
+        """How many of them ask for all permits."""
+        self.statistics = admission.statistics
         self._tat = 0
         """Theoretical arrival time of the next grant at the guard's pace (GCRA, ITU-T I.371)."""
         self._override: int | None = None
         self._paused = False
-        self._leased: dict[int | str, Ticket] = {}
-        """The tickets with a lease: their clients may send a request twice, or in the wrong order."""
-        self._expiries: SortedQueue[Ticket] = SortedQueue()
-        """The same by the end of their lease."""
-        self._tombstones: OrderedDict[int | str, int] = OrderedDict()
-        """Ids that left before they entered, and the tick until which they may not enter."""
+        self._leases: Leases | None = None
+        """Made for the first ticket that has one."""
         self._order: Order = admission.rules.order
-        self._queue: Queue = queue_for(self._order)
+        self.queue: Queue | None = None
+        """Made for the first ticket that waits."""
+        self.line: deque[Ticket] | None = None
+        """The queue's tickets, where they stand in order of arrival."""
         self.room = self.limit = 0
+        self.quick = False
+        """Whether all is as in most partitions: one permit, tickets that are plain, in order of arrival."""
         self._read_rules()
 
     # --- the operations ------------------------------------------------------------------------
@@ -224,145 +244,105 @@ class Partition:
 
         With `wait=False` a ticket that can't be granted at once leaves no trace and stays new.
         """
-        terms = ticket.terms
-        if self.gated or not terms.plain:
-            self._enter_gated(ticket, now, wait=wait)
-        elif len(self.holders) < self.room and not self.waiting:
-            # As _grant does, in place: most tickets come this way.
-            now = max(now, self.next_grant)
-            self.next_grant = now + TICKS_PER_MICROSECOND
-            ticket.arrival = ticket.granted = now
-            ticket.partition = self
-            ticket.state = "held"
-            self.holders.add(ticket)
-            self._statistics.granted += 1
-        elif wait:
-            self._enqueue(ticket, now)
-            if len(self.holders) < self.room:
-                self.advance(now)
-                if ticket.state == "held":
-                    self.admission.changed.remove(ticket)
-                    return
-            if self.fresh:
-                self._statistics.digest()
-            patience = terms.patience
-            if self.waiting > self.max_waiting or (
-                patience is not None
-                and (self.waiting + self._waiting_permits) * self._statistics.mean_hold
-                >= patience * self.limit
-            ):
-                self._refuse_at_the_door(ticket, now)
-
-    def _enter_gated(self, ticket: Ticket, now: int, *, wait: bool) -> None:
-        if self.gated or self._leased or self._tombstones:
-            self.advance(now)
+        self.advance(now)
         if ticket.terms.lease and self._answer_again(ticket, now):
             return
         if ticket.terms.permits > self.limit:
             self._refuse(ticket, "too_large", now)
             return
         self._enqueue(ticket, now)
+        self._advance_for(ticket, now)
+        if ticket.state == "waiting":
+            if wait:
+                self.refuse_at_the_door(ticket, now)
+            else:
+                self._withdraw(ticket)
+                ticket.state = "new"
+
+    def _advance_for(self, ticket: Ticket, now: int) -> None:
+        """Advance in the step of a ticket that has just been queued, and whose caller sees its answer."""
         self.advance(now)
         if ticket.state == "held":
-            self.admission.changed.remove(ticket)  # the caller sees it
-        elif wait:
-            self._refuse_at_the_door(ticket, now)
-        else:
-            self._withdraw(ticket)
-            ticket.state = "new"
+            self.admission.changed.remove(ticket)
 
     def _answer_again(self, ticket: Ticket, now: int) -> bool:
         """Whether the request was sent before, and so has its answer."""
-        known = self._leased.get(ticket.id)
+        if self._leases is None:
+            return False
+        known = self._leases.find(ticket)
         if known is not None:
             ticket.partition, ticket.arrival, ticket.state = self, known.arrival, known.state
             if known.state == "held":
                 ticket.granted = known.granted
-        elif ticket.id in self._tombstones:
+        elif self._leases.is_buried(ticket):
             self._refuse(ticket, "superseded", now)
         return ticket.state != "new"
 
     def leave(self, ticket: Ticket, now: int, reason: Reason | None = None, *, finished: bool = True) -> None:
-        """Release if held, withdraw if waiting, leave a tombstone if unknown; idempotent.
+        """Release if held, withdraw if waiting; idempotent.
 
+        Of a ticket with a lease a tombstone stays, known or not: a request to enter may come after.
         `reason` is why a waiting ticket gives up, where it isn't simply withdrawn. `finished` says
         that the work ended by itself, so that how long it held the permit says something.
         """
-        if ticket.state == "held" and ticket.terms.plain and not self.gated:
-            self.holders.discard(ticket)
-            ticket.state = "released"
-            ticket.ended = now
-            if finished:
-                self._statistics.held(now - ticket.granted)
-            if self.waiting:
-                self.advance(now)
-            return
-        if self.gated or self._leased:
-            self.advance(now)
-        known = self._leased.get(ticket.id) if ticket.terms.lease else ticket
+        self.advance(now)
+        known: Ticket | None = ticket
+        if ticket.terms.lease:
+            known = self._find_or_bury(ticket, now)
         if known is None:
-            self._tombstones[ticket.id] = now + 2 * ticket.terms.lease
             return
-        self._take_out(known, now, reason, finished=finished)
+        if known.state == "held" and known in self.holders:
+            self._release(known, now)
+            known.state = "released"
+            self.statistics.released(known, finished=finished)
+        elif known.state == "waiting":
+            self._withdraw(known)
+            known.state = "withdrawn"
+            if reason is not None:
+                self._refuse(known, reason, now)
         self.advance(now)
 
-    def _take_out(self, ticket: Ticket, now: int, reason: Reason | None, *, finished: bool) -> None:
-        if ticket.state == "held":
-            self._release(ticket, now)
-            ticket.state = "released"
-            if finished:
-                self._statistics.held(now - ticket.granted)
-        elif ticket.state == "waiting":
-            self._withdraw(ticket)
-            ticket.state = "withdrawn"
-            if reason is not None:
-                self._refuse(ticket, reason, now)
+    def _find_or_bury(self, ticket: Ticket, now: int) -> Ticket | None:
+        if self._leases is None:
+            self._leases = Leases()
+        known = self._leases.find(ticket)
+        self._leases.bury(ticket, now)
+        return known
 
     def renew(self, tickets: Iterable[Ticket], now: int) -> list[Ticket]:
         """Extend those that are still here by their lease; name the lost."""
         self.advance(now)
         lost = []
         for ticket in tickets:
-            known = self._leased.get(ticket.id)
-            if known is None:
+            known = self._leases.find(ticket) if self._leases is not None else None
+            if known is None or self._leases is None:
                 lost.append(ticket)
             else:
-                self._expiries.remove(known.expires, known.arrival)
-                known.expires = now + known.terms.lease
-                self._expiries.add(known.expires, known.arrival, known)
+                self._leases.renew(known, now)
         return lost
 
     def advance(self, now: int) -> None:
         """Drop what has expired, then grant in order while permits are free."""
-        if self._leased or self._tombstones:
-            self._drop_expired(now)
-        queue = self._queue
-        while self.waiting and (self.gated or len(self.holders) < self.room):
+        if self._leases is not None:
+            self._drop_expired(self._leases, now)
+        queue = self.queue
+        while self.waiting and queue is not None:
             ticket = queue.first()
-            plain = ticket.terms.plain and not self.gated
-            if not plain and not self._fits(ticket, now):
+            if not self._fits(ticket, now) or not self._grant(ticket, now):
                 break
-            queue.remove(ticket)
-            self.waiting -= 1
-            granted = self.next_grant
-            granted = max(granted, now)
-            self.next_grant = granted + TICKS_PER_MICROSECOND
-            ticket.granted = granted
-            ticket.state = "held"
-            self.holders.add(ticket)
-            self._statistics.granted += 1
-            self._statistics.waits.append(granted - ticket.arrival)
-            if not plain:
-                self._grant_gated(ticket, now)
+            self._dequeue(ticket)
             self.admission.changed.append(ticket)
 
     def evict(self, ticket: Ticket, now: int) -> None:
         """Take a ticket out, waiting or held."""
         if ticket.state == "held":
             self._release(ticket, now)
+            self.statistics.released(ticket, finished=False)
             ticket.state = "lost"
-        else:
+        elif ticket.state == "waiting":
             self._turn_away(ticket, "evicted", now)
+        else:
+            return
         self.admission.changed.append(ticket)
         self.advance(now)
 
@@ -377,7 +357,9 @@ class Partition:
     def settle(self, now: int) -> None:
         """Follow a change of the rules: refuse what can't fit any more, grant what now can."""
         self._read_rules()
-        for ticket in [*self._queue.in_order(self._expected_cost)]:
+        rate = self.admission.rules.rate
+        self._tat = min(self._tat, now + rate.burst * rate.interval) if rate is not None else 0
+        for ticket in self._in_order():
             if ticket.terms.permits > self.limit:
                 self._turn_away(ticket, "too_large", now)
                 self.admission.changed.append(ticket)
@@ -386,8 +368,9 @@ class Partition:
     def due(self, now: int) -> int | None:
         """The tick at which `advance` next has something to do that only time brings; None: never."""
         ticks = []
-        if self._expiries:
-            ticks.append(self._expiries.first().expires)
+        expiry = self._leases.next_expiry() if self._leases is not None else None
+        if expiry is not None:
+            ticks.append(expiry)
         if self.waiting and not self.paused and self._opening(0) > now:
             ticks.append(self._opening(0))
         return min(ticks, default=None)
@@ -400,62 +383,79 @@ class Partition:
         """
         if self.holders or self.waiting or self._paused or self._override is not None:
             return None
-        return max(self._tat, self.next_grant, *self._tombstones.values(), now)
+        last_tombstone = self._leases.last_tombstone() if self._leases is not None else 0
+        return max(self._tat, self.next_grant, last_tombstone, now)
 
     def find(self, ticket_id: str) -> Ticket | None:
         """Find a ticket that holds or waits by its id."""
-        for ticket in (*self.holders, *self._queue.in_order(self._expected_cost)):
+        for ticket in (*self.held(), *self._in_order()):
             if str(ticket.id) == ticket_id:
                 return ticket
         return None
 
+    def held(self) -> list[Ticket]:
+        """The tickets that hold, without those that only look whether they may come in."""
+        return [ticket for ticket in [*self.holders] if ticket.state == "held"]
+
     @property
     def in_use(self) -> int:
         """Permits held."""
-        return self.limit if self._exclusive else len(self.holders) + self.limit - self.room
+        return self.limit if self._exclusive else len(self.held()) + self.limit - self.room
 
-    def first_in_line(self) -> Ticket | None:
-        """The ticket that is granted next; None where nobody waits."""
-        return self._queue.first() if self.waiting else None
+    def first_in_line(self) -> Ticket:
+        """The ticket that is granted next.
+
+        Raises:
+            LookupError: nobody waits.
+        """
+        if self.queue is None:
+            raise LookupError("nobody waits")
+        return self.queue.first()
 
     def inspect(self, now: int) -> Snapshot:
         """Picture this partition at this moment."""
-        epoch = self.admission.epoch
-        ahead = 0
-        queue = []
-        for position, ticket in enumerate(self._queue.in_order(self._expected_cost)):
-            wait = self._estimate(ahead, position, ticket.terms.permits, now)
-            queue.append(
-                Waiter(
-                    **self._describe(ticket),
-                    since=(ticket.arrival + epoch) / TICKS,
-                    waited=(now - ticket.arrival) / TICKS,
-                    position=position,
-                    estimated_wait=None if wait is None else wait / TICKS,
-                )
-            )
-            ahead += ticket.terms.permits or self.limit
-        holders = [
-            Holder(
-                **self._describe(ticket),
-                since=(ticket.granted + epoch) / TICKS,
-                held=(now - ticket.granted) / TICKS,
-                token=self.admission.token(ticket),
-            )
-            for ticket in sorted([*self.holders], key=_by_grant)
-        ]
-        wait = self.estimate(now)
-        return self._statistics.snapshot(
+        return self.statistics.snapshot(
             guard=self.admission.name,
             key=self.key,
             limit=self.limit,
             in_use=self.in_use,
             keys=1,
             paused=self.paused,
-            holders=tuple(holders),
-            queue=tuple(queue),
-            estimated_wait=None if wait is None else wait / TICKS,
+            granted=self.admission.granted,
+            holders=tuple(self.picture_holders(now)),
+            queue=tuple(self.picture_queue(now)),
+            estimate=self.estimate(now),
         )
+
+    def picture_holders(self, now: int) -> list[Holder]:
+        """Picture the tickets that hold, in the order of their grants."""
+        return [
+            Holder(
+                **self._describe(ticket),
+                since=(ticket.granted + self.admission.epoch) / TICKS,
+                held=max(0, now - ticket.granted) / TICKS,
+                token=self.admission.token(ticket),
+            )
+            for ticket in sorted(self.held(), key=_by_grant)
+        ]
+
+    def picture_queue(self, now: int) -> list[Waiter]:
+        """Picture the tickets that wait, in the order in which they will be granted."""
+        ahead = 0
+        queue = []
+        for position, ticket in enumerate(self._in_order()):
+            wait = self._estimate(ahead, position, ticket.terms.permits, now)
+            queue.append(
+                Waiter(
+                    **self._describe(ticket),
+                    since=(ticket.arrival + self.admission.epoch) / TICKS,
+                    waited=max(0, now - ticket.arrival) / TICKS,
+                    position=position,
+                    estimated_wait=None if wait is None else wait / TICKS,
+                )
+            )
+            ahead += ticket.terms.permits or self.limit
+        return queue
 
     def _describe(self, ticket: Ticket) -> _Description:
         terms = ticket.terms
@@ -480,13 +480,12 @@ class Partition:
         rules = self.admission.rules
         if self._order != rules.order and not self.holders and not self.waiting:
             self._order = rules.order
-            self._queue = queue_for(self._order)
+            self.queue = self.line = None
         beside = self.limit - self.room
-        most = rules.max_waiting
-        self.max_waiting = math.inf if most is None else most
         self.limit = self._override or self.admission.limit or rules.limit
         self.room = self.limit - beside
         """Tickets that may hold: the limit, less the permits that holders have beyond one each."""
+        self.max_waiting = math.inf if rules.max_waiting is None else rules.max_waiting
         self.gated = (
             self.paused
             or self._exclusive is not None
@@ -495,17 +494,19 @@ class Partition:
             or self._order != rules.order
         )
         """Whether more decides than permits and arrival: most partitions needn't ask at each step."""
+        self._see_whether_quick()
 
     def _fits(self, ticket: Ticket, now: int) -> bool:
-        if self.gated and (self._exclusive or self.paused or self._opening(0) > now):
+        if self._exclusive or self.paused or self._opening(0) > now:
             return False
         permits = ticket.terms.permits
         return not self.holders if permits == EXCLUSIVE else len(self.holders) + permits <= self.room
 
-    def _refuse_at_the_door(self, ticket: Ticket, now: int) -> None:
+    def refuse_at_the_door(self, ticket: Ticket, now: int) -> None:
+        """Refuse a ticket that has just been queued, or another in its place, if it had better not wait."""
         patience = ticket.terms.patience
         if self.waiting > self.max_waiting:
-            surplus = self._queue.surplus(ticket)
+            surplus = self.queue.surplus(ticket) if self.queue is not None else ticket
             self._turn_away(surplus, "full", now)
             if surplus is not ticket:
                 self.admission.changed.append(surplus)
@@ -520,25 +521,18 @@ class Partition:
 
     def estimate(self, now: int) -> float | None:
         """Estimate the ticks that a ticket entering now, for one permit, would wait."""
-        if not self.waiting and self.in_use < self.limit and not (self._exclusive or self.paused):
+        if not self.waiting and len(self.holders) < self.room and not (self._exclusive or self.paused):
             return max(0.0, self._opening(0) - now)
         position = 0 if self._order == "lifo" else self.waiting
         return self._estimate(self._ahead(position), position, 1, now)
 
     def _ahead(self, position: int) -> float:
         """Permits that `position` waiting tickets ask for, if they ask for what all do on average."""
-        permits = self.waiting + self._waiting_permits + self._waiting_all * self.limit
-        return permits * position / self.waiting if self.waiting else 0.0
+        beyond = self._special_permits + self._special_all * (self.limit - 1)
+        return position * (1 + beyond / self.waiting) if self.waiting else 0.0
 
     def _is_hopeless(self, ticket: Ticket, patience: int, now: int) -> bool:
-        statistics = self._statistics
-        statistics.digest()
-        longest = (
-            self.waiting + self._waiting_permits + self._waiting_all * self.limit + 1
-        ) * statistics.mean_hold
-        if longest <= patience * self.limit and not self.gated:
-            return False
-        position = self._queue.ahead_of(ticket)
+        position = self.queue.ahead_of(ticket) if self.queue is not None else 0
         wait = self._estimate(self._ahead(position), position, ticket.terms.permits, now)
         return wait is not None and wait > patience
 
@@ -548,21 +542,21 @@ class Partition:
         Permits come free at the rate limit / mean hold, the first of them when the holders, on
         average, have what is left of their mean hold behind them: docs/decisions/0003-estimate.md.
         """
-        statistics = self._statistics
+        statistics = self.statistics
         statistics.digest()
         if self.paused or not statistics.can_estimate:
             return None
         mean = statistics.mean_hold
         left = mean / 2 if self._exclusive else 0.0
-        if self.holders and not self._exclusive:
-            some = list(itertools.islice(self.holders, _SOME))
-            left = max(0.0, mean - now + sum(ticket.granted for ticket in some) / max(1, len(some)))
+        some = [t.granted for t in list(itertools.islice(self.holders, _SOME)) if t.state == "held"]
+        if some and not self._exclusive:
+            left = max(0.0, mean - now + sum(some) / len(some))
         wanted = (permits or self.limit) - 1
         return max(((ahead + wanted) * mean + left) / self.limit, float(self._opening(position) - now))
 
     def _expected_cost(self, ticket: Ticket) -> float:
         """Permit-ticks that a grant will cost, as far as one can tell."""
-        return (ticket.terms.permits or self.limit) * self._statistics.mean_hold
+        return (ticket.terms.permits or self.limit) * self.statistics.mean_hold
 
     def _opening(self, position: int) -> int:
         """The tick before which the pace lets nobody in behind `position` others; 0: no pace."""
@@ -574,33 +568,57 @@ class Partition:
     def _enqueue(self, ticket: Ticket, now: int) -> None:
         if self._order != self.admission.rules.order:
             self._read_rules()
-        arrival = self._arrival + 1
-        arrival = max(arrival, now)
-        self._arrival = ticket.arrival = arrival
+        if self.queue is None:
+            self.queue = queue_for(self._order)
+        self.last_arrival = ticket.arrival = max(self.last_arrival + 1, now)
         ticket.partition = self
         ticket.state = "waiting"
-        self._queue.add(ticket)
+        self.queue.add(ticket)
+        if not ticket.terms.plain:
+            self._count_special(ticket, 1)
+            if ticket.terms.lease:
+                if self._leases is None:
+                    self._leases = Leases()
+                self._leases.add(ticket, now)
         self.waiting += 1
-        terms = ticket.terms
-        if not terms.plain:
-            self._waiting_all += not terms.permits
-            self._waiting_permits += terms.permits - 1
-            if terms.lease:
-                ticket.expires = now + terms.lease
-                self._expiries.add(ticket.expires, arrival, ticket)
-                self._leased[ticket.id] = ticket
+        if self.line is None:
+            self._see_whether_quick()
+
+    def _count_special(self, ticket: Ticket, sign: int) -> None:
+        self._special += sign
+        if ticket.terms.permits == EXCLUSIVE:
+            self._special_all += sign
+        else:
+            self._special_permits += sign * (ticket.terms.permits - 1)
+        self._see_whether_quick()
+
+    def _see_whether_quick(self) -> None:
+        self.line = self.queue.line if self.queue is not None else None
+        self.quick = (
+            _HAS_GIL
+            and self.limit == self.room == 1
+            and len(self.holders) <= 1
+            and not (self.gated or self._special)
+            and (self.line is not None or not self.waiting)
+        )
+
+    def _in_order(self) -> list[Ticket]:
+        """The waiting tickets, the one that is granted next first."""
+        return [] if self.queue is None else [*self.queue.in_order(self._expected_cost)]
+
+    def _dequeue(self, ticket: Ticket) -> None:
+        """Take a ticket out of the queue."""
+        if self.queue is not None:
+            self.queue.remove(ticket)
+        if not ticket.terms.plain:
+            self._count_special(ticket, -1)
+        self.waiting -= 1
 
     def _withdraw(self, ticket: Ticket) -> None:
-        self.waiting -= 1
-        self._queue.remove(ticket)
-        self._waiting_all -= not ticket.terms.permits
-        self._waiting_permits -= ticket.terms.permits - 1
-        if ticket.terms.lease:
-            self._forget_lease(ticket)
-
-    def _forget_lease(self, ticket: Ticket) -> None:
-        del self._leased[ticket.id]
-        self._expiries.remove(ticket.expires, ticket.arrival)
+        """Take a waiting ticket out altogether."""
+        self._dequeue(ticket)
+        if ticket.terms.lease and self._leases is not None:
+            self._leases.remove(ticket)
 
     def _turn_away(self, ticket: Ticket, reason: Reason, now: int) -> None:
         """Refuse a ticket that waits."""
@@ -611,47 +629,61 @@ class Partition:
         ticket.state = "refused"
         ticket.reason = reason
         ticket.estimate = self.estimate(now)
-        self._statistics.refused[reason] += 1
+        self.statistics.refused[reason] += 1
 
-    def _grant_gated(self, ticket: Ticket, now: int) -> None:
-        """What a grant means beyond a permit less and a token more."""
+    def _grant(self, ticket: Ticket, now: int) -> bool:
+        """Have a ticket hold; False where one that came in without the lock took the room meanwhile.
+
+        That one looks around once it is in, sees this one, and goes out again to have the partition
+        advanced: see `MemoryBackend.enter`.
+        """
+        self.holders.add(ticket)
+        if len(self.holders) > self.room:
+            self.holders.discard(ticket)
+            return False
+        ticket.granted = max(now, self.next_grant)
+        self.next_grant = ticket.granted + TICKS_PER_MICROSECOND
+        ticket.state = "held"
         permits = ticket.terms.permits
-        self._waiting_permits -= permits - 1
         if permits == EXCLUSIVE:
-            self._waiting_all -= 1
             self._exclusive = ticket
-            self.gated = True
+            self._read_rules()
         else:
             self.room -= permits - 1
         rate = self.admission.rules.rate
         if rate is not None:
             self._tat = max(self._tat, now) + rate.interval
-        self._queue.granted(ticket, self._expected_cost(ticket))
+        if self.queue is not None:
+            self.queue.granted(ticket, self._expected_cost(ticket))
+        return True
 
     def _release(self, ticket: Ticket, now: int) -> None:
-        terms = ticket.terms
+        """Have a ticket hold no more."""
         self.holders.discard(ticket)
         ticket.ended = now
-        if terms.lease:
-            self._forget_lease(ticket)
-        self._queue.released(ticket, (terms.permits or self.limit) * (now - ticket.granted))
+        terms = ticket.terms
+        if terms.lease and self._leases is not None:
+            self._leases.remove(ticket)
+        if self.queue is not None:
+            self.queue.released(ticket, (terms.permits or self.limit) * (now - ticket.granted))
         if terms.permits == EXCLUSIVE:
             self._exclusive = None
             self._read_rules()
         else:
             self.room += terms.permits - 1
+        if not self.quick:
+            self._see_whether_quick()
 
-    def _drop_expired(self, now: int) -> None:
-        while self._expiries and self._expiries.first().expires <= now:
-            ticket = self._expiries.first()
+    def _drop_expired(self, leases: Leases, now: int) -> None:
+        for ticket in leases.expired(now):
             if ticket.state == "held":
                 self._release(ticket, now)
+                self.statistics.released(ticket, finished=False)
             else:
                 self._withdraw(ticket)
+            leases.bury(ticket, now)
             ticket.state = "lost"
             self.admission.changed.append(ticket)
-        while self._tombstones and next(iter(self._tombstones.values())) <= now:
-            self._tombstones.popitem(last=False)
 
 
 class _Description(TypedDict):

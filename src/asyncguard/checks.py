@@ -24,8 +24,8 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
     return value
 
 
-def check_number(name: str, value: Any, *, above: bool = False) -> float:
-    """Check a number that may not be negative, or must be above zero.
+def check_number(name: str, value: Any, *, above: bool = False, finite: bool = False) -> float:
+    """Check a number that may not be negative, or must be above zero, or below infinity.
 
     Raises:
         TypeError: it isn't a number.
@@ -35,6 +35,8 @@ def check_number(name: str, value: Any, *, above: bool = False) -> float:
         raise TypeError(f"{name}: expected a number, got {value!r}")
     if math.isnan(value) or value < 0 or (above and value == 0):
         raise ValueError(f"{name}: expected {'more than 0' if above else '0 or more'}, got {value}")
+    if finite and math.isinf(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
 
 

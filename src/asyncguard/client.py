@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections import deque
 from typing import TYPE_CHECKING, final
 
 from asyncguard.clock import TICKS
 
 if TYPE_CHECKING:
+    import asyncio
+
     from asyncguard.clock import Clock, Timer
     from asyncguard.errors import Reason
     from asyncguard.permit import Permit
@@ -24,65 +24,70 @@ class Client:
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock) -> None:
         self.loop = loop
-        self.thread = threading.get_ident()
         self._clock = clock
-        self._rows: dict[int | None, _Row] = {}
+        self._rows: dict[int | None, Row] = {}
 
-    def expect(self, permit: Permit) -> asyncio.Future[Reason | None]:
-        """Make what a permit's ticket waits on: done when it has its answer, or a reason to give up."""
-        future = permit.future = asyncio.Future(loop=self.loop)
-        row = self._rows.get(permit.terms.patience)
+    def row(self, patience: int | None) -> Row:
+        """Find the row of those that are prepared to wait for so many ticks; None: for ever."""
+        row = self._rows.get(patience)
         if row is None:
-            row = self._rows[permit.terms.patience] = _Row()
-        row.waiting += 1
-        row.permits.append(permit)
-        if row.timer is None:
-            self._set_timer(row)
-        return future
-
-    def forget(self, permit: Permit) -> None:
-        """Wait for it no more; nothing happens if it wasn't waited for."""
-        if permit.future is None:
-            return
-        permit.future = None
-        row = self._rows[permit.terms.patience]
-        row.waiting -= 1
-        if len(row.permits) > 2 * row.waiting + _FEW:
-            row.permits = deque(permit for permit in row.permits if permit.future is not None)
+            for idle in [patience for patience, row in self._rows.items() if not row.permits]:
+                del self._rows[idle]
+            row = self._rows[patience] = Row(self.loop, self._clock, patience)
+        return row
 
     def give_up(self, reason: Reason) -> None:
-        """End all waits of this loop."""
-        for row in self._rows.values():
-            for permit in row.permits:
+        """End all waits of this loop, from any thread."""
+        for row in list(self._rows.values()):
+            for permit in list(row.permits):
                 permit.wake(reason)
-
-    def _set_timer(self, row: _Row) -> None:
-        patience = row.permits[0].terms.patience
-        if patience is not None:
-            wait = row.permits[0].arrival + patience - self._clock.now()
-            row.timer = self._clock.call_later(self.loop, max(0, wait) / TICKS, self._ring, row)
-
-    def _ring(self, row: _Row) -> None:
-        row.timer = None
-        now = self._clock.now()
-        permits = row.permits
-        while permits:
-            permit = permits[0]
-            patience = permit.terms.patience
-            if permit.future is not None and (patience is None or permit.arrival + patience > now):
-                self._set_timer(row)
-                return
-            permits.popleft().wake("timeout")
 
 
 @final
-class _Row:
-    """Permits whose tickets are prepared to wait for equally long: the first gives up first."""
+class Row:
+    """Permits whose tickets wait on one loop for equally long, so that the first gives up first."""
 
-    __slots__ = ("permits", "timer", "waiting")
+    __slots__ = ("_clock", "_gone", "_patience", "loop", "permits", "timer")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, patience: int | None) -> None:
+        self.loop = loop
+        self._clock = clock
+        self._patience = patience
         self.permits: deque[Permit] = deque()
         """In the order they came; those that wait no more have no future."""
-        self.waiting = 0
+        self._gone = 0
         self.timer: Timer | None = None
+        """Rings when the first gives up."""
+
+    def set_timer(self) -> None:
+        """Have the first of the row give up in time."""
+        if self._patience is not None:
+            wait = self.permits[0].arrival + self._patience - self._clock.now()
+            self.timer = self._clock.call_later(self.loop, max(0, wait) / TICKS, self._ring)
+
+    def forget(self, permit: Permit) -> None:
+        """Wait for a permit no more."""
+        permit.future = None
+        permits = self.permits
+        if permits and permits[0] is permit:
+            permits.popleft()
+            return
+        self._gone += 1
+        if self._gone > _FEW and self._gone * 2 > len(permits):
+            self.permits = deque(permit for permit in permits if permit.future is not None)
+            self._gone = 0
+
+    def _ring(self) -> None:
+        self.timer = None
+        now = self._clock.now()
+        permits = self.permits
+        while permits:
+            permit = permits[0]
+            if permit.future is not None:
+                if self._patience is None or permit.arrival + self._patience > now:
+                    self.set_timer()
+                    return
+                permit.wake("timeout")
+            else:
+                self._gone -= 1
+            permits.popleft()

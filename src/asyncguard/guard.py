@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
@@ -10,8 +11,9 @@ from asyncguard.checks import check_number, check_text, check_whole
 from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
-from asyncguard.permit import Permit, current_task, exchange, new_permit, open_scope, scope_var
-from asyncguard.ticket import ALL, EXCLUSIVE, Declaration, Terms
+from asyncguard.permit import Permit, exchange, new_permit, open_scope, scope_here, scope_var
+from asyncguard.running import current_task
+from asyncguard.ticket import ALL, EXCLUSIVE, NEW, Declaration, Terms
 from asyncguard.wrap import Wrapper
 
 if TYPE_CHECKING:
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from asyncguard.backends import Backend
+    from asyncguard.client import Row
     from asyncguard.errors import Reason, Refused
     from asyncguard.hub import AsyncGuard
     from asyncguard.keys import Key
+    from asyncguard.permit import Scope
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Order, Rate, Rules
     from asyncguard.wrap import KeySource, P, R
@@ -38,8 +42,8 @@ class Options:
     name: str
     rules: Rules
     max_wait: float | None
-    max_hold: float | None
-    on_lost: OnLost
+    max_hold: float | None = None
+    on_lost: OnLost = "cancel"
 
 
 class Ask(TypedDict, total=False):
@@ -79,16 +83,23 @@ class Guard:
 
     Made by `AsyncGuard.guard`. Use it as a block (`async with guard`), as a decorator (`@guard`), or
     by hand (`await guard.acquire()`), from any event loop and thread.
+
+    Blocks of `async with guard` that overlap in one task are taken to end inside out. Where they might
+    not, or where a block ends in another task than it began in, use `async with guard.permit()`, each
+    of which knows its permit.
     """
 
-    __slots__ = ("_cancels", "_hub", "_max_hold", "_special", "_terms", "bound_to", "options")
+    __slots__ = ("_cancels", "_hub", "_max_hold", "_row", "_special", "_terms", "bound_to", "options")
 
     def __init__(self, hub: AsyncGuard, options: Options) -> None:
         self._hub = hub
         self.options = options
         self._cancels = options.on_lost == "cancel"
         self._max_hold = options.max_hold
-        self._special = self._max_hold is not None or not self._cancels
+        self._special = options != Options(name=options.name, rules=options.rules, max_wait=options.max_wait)
+        """Whether it has options that a block without them needn't look at."""
+        self._row: Row | None = None
+        """Where the last ticket waited."""
         self.bound_to: Backend | None = None
         """The backend, once used and while the process isn't shutting down."""
         self._terms = Terms(Declaration(options.name, options.rules), patience=as_ticks(options.max_wait))
@@ -130,20 +141,39 @@ class Guard:
     # --- the block -----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Permit:
+        if self._special:
+            permit = await self._enter(self._terms, None)
+            self._open_block(permit)
+            return permit
         backend = self.bound_to or self._bind()
-        permit = new_permit(0, self._terms, None, backend)
-        if backend.enter(permit) is not None or permit.state != "held":
-            await self._settle(permit)
         scope = scope_var.get()
-        if scope is None or scope.task is not current_task():
+        if scope is None or scope.task() is not current_task():
             scope = open_scope()
+        permit = Permit()  # as new_permit does it; see `Ticket` for why there is no constructor
+        permit.id = 0
+        permit.terms = self._terms
+        permit.key = None
+        permit.state = NEW
+        permit.backend = backend
+        permit.future = permit.extra = permit.scope = None
+        answer = backend.enter(permit)
+        if answer is not None or permit.state != "held":
+            future = self._expect(permit, scope)
+            try:
+                if answer is not None:
+                    await answer
+                reason = await future
+            except BaseException as error:
+                self._withdraw(permit, error)
+                raise
+            self._conclude(permit, reason)
         permit.scope = scope
+        if permit.state != "held":
+            raise self._lost_already(permit)
         permit.outer = scope.innermost
         scope.innermost = permit
-        if self._special:
+        if exchange.get() is not None:
             self._begin(permit)
-        elif (served := exchange.get()) is not None:
-            served.granted(permit)
         return permit
 
     async def __aexit__(
@@ -154,7 +184,7 @@ class Guard:
     ) -> None:
         scope = scope_var.get()
         permit = scope.innermost if scope is not None else None
-        if scope is None or permit is None or permit.terms is not self._terms:
+        if scope is None or permit is None or permit.terms is not self._terms or permit.key is not None:
             permit = self._find_block()
         elif exc is None and permit.extra is None:
             scope.innermost = permit.outer
@@ -170,18 +200,24 @@ class Guard:
     def _find_block(self) -> Permit:
         """Find the permit of a block that ends out of order, or in another task."""
         for permit in scope_var.get() or ():
-            if permit.terms is self._terms:
+            if permit.terms is self._terms and permit.key is None:
                 return permit
-        held = self._bind().held(self.name)
-        open_here = [
-            t for t in held if isinstance(t, Permit) and t.terms is self._terms and t.scope is not None
+        blocks = [
+            ticket
+            for ticket in self._hub.open().held(self.name)
+            if isinstance(ticket, Permit)
+            and ticket.terms is self._terms
+            and ticket.key is None
+            and ticket.scope is not None
         ]
-        if len(open_here) != 1:
-            raise RuntimeError(
-                f"{self!r} can't tell which of {len(open_here)} blocks ends here: the block began in another "
-                "task; use `async with guard.permit()`, whose context manager knows its permit"
-            )
-        return open_here[0]
+        # One that began in a task that is over can only end in another, and they end inside out.
+        left = [block for block in blocks if block.scope is not None and _is_over(block.scope.task())]
+        for block in sorted(left or blocks[:1] * (len(blocks) == 1), key=lambda block: -block.granted):
+            return block
+        raise RuntimeError(
+            f"{self!r} can't tell which of {len(blocks)} blocks ends here, as it began in another task: use "
+            "`async with guard.permit()`, which knows its permit"
+        )
 
     def permit(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Entry:
         """Make a block for a key, or with something asked: `async with guard.permit(key=...) as permit`.
@@ -225,7 +261,7 @@ class Guard:
         if backend.enter(permit, wait=False) is not None:
             raise NotImplementedError
         if permit.state == "refused":
-            raise self._refusal(permit, permit.reason)
+            raise self._refusal(permit, None)
         if permit.state != "held":
             raise WouldBlock(f"no permit of {self!r} is free right now: `await acquire()` waits for one")
         self._begin(permit)
@@ -239,8 +275,7 @@ class Guard:
         Raises:
             BackendUnavailable: the backend can't be asked.
         """
-        backend = self.bound_to or self._bind()
-        return await backend.inspect(self._terms.guard, None if key is None else as_key(key))
+        return await self._hub.open().inspect(self._terms.guard, None if key is None else as_key(key))
 
     # --- the decorator -------------------------------------------------------------------------
 
@@ -281,73 +316,115 @@ class Guard:
         return (terms_for(self._terms, ask) if ask else self._terms), text
 
     async def _enter(self, terms: Terms, key: str | None) -> Permit:
+        """Become a permit, by the same steps as `__aenter__`."""
         backend = self.bound_to or self._bind()
+        scope = scope_here()
         permit = new_permit(backend.new_id(), terms, key, backend)
-        if self.options.rules.rate is not None:
-            permit.client = self._hub.client()
-        if backend.enter(permit) is not None or permit.state != "held":
-            await self._settle(permit)
+        answer = backend.enter(permit)
+        if answer is not None or permit.state != "held":
+            future = self._expect(permit, scope)
+            try:
+                if answer is not None:
+                    await answer
+                reason = await future
+            except BaseException as error:
+                self._withdraw(permit, error)
+                raise
+            self._conclude(permit, reason)
         self._begin(permit)
         return permit
 
-    def _begin(self, permit: Permit) -> None:
-        if not self._cancels:
-            permit.only_notify()
-        if self._max_hold is not None:
-            permit.limit_hold(self._max_hold)
-        if (served := exchange.get()) is not None:
-            served.granted(permit)
+    def _open_block(self, permit: Permit) -> None:
+        permit.open_block()
+        if permit.state != "held":
+            raise self._lost_already(permit)
 
-    async def _settle(self, permit: Permit) -> None:
-        """Wait for a permit that couldn't be granted at once.
+    def _lost_already(self, permit: Permit) -> Refused:
+        """See to a permit that was evicted before its block began: its task needn't be told twice."""
+        permit.close_block(GeneratorExit())
+        return self._refusal(permit, "evicted")
+
+    def _begin(self, permit: Permit) -> None:
+        try:
+            if not self._cancels:
+                permit.only_notify()
+            if self._max_hold is not None:
+                permit.limit_hold(self._max_hold)
+            if (served := exchange.get()) is not None:
+                served.granted(permit)
+        except BaseException:
+            permit.end(finished=False)
+            raise
+
+    def _expect(self, permit: Permit, scope: Scope) -> asyncio.Future[Reason | None]:
+        """Make what to wait on for a permit that wasn't granted at once.
 
         Raises:
-            Refused: it wasn't granted later either.
+            Refused: it was refused.
+            WouldDeadlock: the task that would wait holds what it waits for.
         """
-        reason = None
-        if permit.state != "refused":
-            reason = await self._wait(permit)
-        self._check_granted(permit, reason)
-
-    def _check_granted(self, permit: Permit, reason: Reason | None) -> None:
+        if scope.innermost is not None:
+            self._check_deadlock(permit, scope)
         if permit.state == "refused":
-            raise self._refusal(permit, permit.reason)
+            raise self._refusal(permit, None)
+        if permit.state == "new":  # the answer is still on its way
+            permit.arrival = self._hub.clock.now()
+        row = self._row
+        if row is None or row.loop is not scope.loop or permit.terms is not self._terms:
+            row = self._row_for(permit)
+        permit.row = row
+        future = permit.future = asyncio.Future(loop=row.loop)
+        row.permits.append(permit)
+        if row.timer is None:
+            row.set_timer()
+        permit.backend.waits(permit)
+        if permit.state not in ("new", "waiting"):  # another thread was faster, and found nobody to tell
+            future.set_result(None)
+        return future
+
+    def _row_for(self, permit: Permit) -> Row:
+        """Find the row in which a permit waits; the guard keeps the one that most wait in."""
+        terms = permit.terms
+        row = self._hub.client().row(terms.patience)
+        if terms is self._terms:
+            self._row = row
+        return row
+
+    def _conclude(self, permit: Permit, reason: Reason | None) -> None:
+        """See what came of a wait.
+
+        Raises:
+            Refused: it wasn't a permit.
+        """
+        permit.row.forget(permit)
+        if permit.state == "waiting":
+            permit.backend.leave(permit, reason)
         if permit.state != "held":
-            raise self._refusal(permit, reason or "evicted")
+            raise self._refusal(permit, reason)
 
-    async def _wait(self, permit: Permit) -> Reason | None:
-        client = permit.client = self._hub.client()
-        backend = permit.backend
-        reason = None
-        try:
-            self._check_deadlock(permit)
-            future = client.expect(permit)
-            if permit.state == "waiting":
-                reason = await future
-                if permit.state == "waiting":
-                    backend.leave(permit, reason)
-        except GeneratorExit:  # perhaps in a finaliser
-            backend.abandon(permit)
-            raise
-        except BaseException:
-            backend.leave(permit)
-            raise
-        finally:
-            client.forget(permit)
-        return reason
+    def _withdraw(self, permit: Permit, error: BaseException) -> None:
+        """Leave no trace of a wait that was broken off."""
+        permit.row.forget(permit)
+        if isinstance(error, GeneratorExit):  # perhaps in a finaliser
+            permit.backend.abandon(permit)
+        else:
+            permit.backend.leave(permit, finished=False)
 
-    def _check_deadlock(self, permit: Permit) -> None:
-        scope = scope_var.get()
-        if scope is None or scope.task is not current_task():
-            return
+    def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:
             if mine.terms.guard.name == self.name and mine.key == permit.key and mine.state == "held":
+                permit.backend.leave(permit)
                 raise WouldDeadlock(
                     f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
                     "guard once, around all the work"
                 )
 
-    def _refusal(self, permit: Permit, reason: Reason) -> Refused:
+    def _refusal(self, permit: Permit, gave_up: Reason | None) -> Refused:
+        reason = gave_up or "evicted"
+        if permit.state == "refused":
+            reason = permit.reason
+        elif permit.state == "lost":
+            reason = "evicted"
         rules = self.options.rules
         estimate = getattr(permit, "estimate", None)
         wait = None if estimate is None else estimate / TICKS
@@ -390,7 +467,7 @@ class Entry:
         if self._permit is not None:
             raise RuntimeError("this block was entered before: call guard.permit() for each")
         permit = self._permit = await self._guard._enter(self._terms, self._key)  # noqa: SLF001
-        permit.open_block()
+        self._guard._open_block(permit)  # noqa: SLF001
         return permit
 
     async def __aexit__(
@@ -404,6 +481,10 @@ class Entry:
         acknowledged = self._permit.close_block(exc, work=self.work)
         if acknowledged is not None:
             await acknowledged
+
+
+def _is_over(task: asyncio.Task[Any] | None) -> bool:
+    return task is None or task.done()
 
 
 def as_ticks(seconds: float | None) -> int | None:
@@ -436,9 +517,9 @@ def terms_for(usual: Terms, ask: Ask) -> Terms:
         usual.owner,
         EXCLUSIVE if permits == ALL else permits,
         patience,
-        round(check_number("priority", ask.get("priority", 0)) * TICKS),
+        round(check_number("priority", ask.get("priority", 0), finite=True) * TICKS),
         check_text("tenant", ask.get("tenant", "")),
-        check_number("share", ask.get("share", 1), above=True),
+        check_number("share", ask.get("share", 1), above=True, finite=True),
         check_text("label", ask.get("label", "")),
         usual.lease,
     )

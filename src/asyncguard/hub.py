@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import os
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Self, final
 
@@ -51,18 +52,26 @@ class AsyncGuard:
         revision: int = 0,
         clock: Clock | None = None,
     ) -> None:
-        self.namespace = as_name(namespace)
+        self.namespace = as_name(namespace, "namespace")
         self.revision = check_whole("revision", revision, least=0)
         self.clock = clock or SystemClock()
         self._url = url
         self._backend: Backend | None = None if url is None else open_backend(url, clock=self.clock)
-        self._clients: dict[asyncio.AbstractEventLoop, Client] = {}
+        self.clients: dict[asyncio.AbstractEventLoop, Client] = {}
         self._draining = False
         self._executor: ThreadPoolExecutor | None = None
         self._guards: dict[str, Guard] = {}
         """The guard that speaks for each name: the one declared, or the variant that replaced it."""
         self._bound: list[Guard] = []
         self._lock = threading.Lock()
+        _live.add(self)
+
+    def start_anew(self) -> None:
+        """Leave the parent's loops and threads behind in a forked child."""
+        self._lock = threading.Lock()
+        self._executor = None
+        self.clients = {}
+        self._unbind()
 
     def __repr__(self) -> str:
         return f"<AsyncGuard {self.namespace!r} with {len(self._guards)} guards>"
@@ -135,7 +144,7 @@ class AsyncGuard:
         """Let nobody in from now on: who waits in this process is refused (`Draining`), who works goes on."""
         self._draining = True
         self._unbind()
-        for client in list(self._clients.values()):
+        for client in list(self.clients.values()):
             client.give_up("draining")
 
     async def aclose(self) -> None:
@@ -143,7 +152,7 @@ class AsyncGuard:
 
         Permits stay with their holders. A guard that is used again opens what it needs again.
         """
-        client = self._clients.pop(asyncio.get_running_loop(), None)
+        client = self.clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             client.give_up("draining")
         with self._lock:
@@ -156,7 +165,7 @@ class AsyncGuard:
 
     def explain(self) -> str:
         """Say in plain words what guards there are, where their permits live, and what that assumes."""
-        lines = [f"namespace {self.namespace!r}, revision {self.revision}", self._open().assumptions]
+        lines = [f"namespace {self.namespace!r}, revision {self.revision}", self.open().assumptions]
         lines += [_explain(guard.options) for guard in self._guards.values()]
         return "\n".join(lines)
 
@@ -186,11 +195,11 @@ class AsyncGuard:
     def client(self) -> Client:
         """This AsyncGuard on the running loop."""
         loop = asyncio.get_running_loop()
-        client = self._clients.get(loop)
+        client = self.clients.get(loop)
         if client is None:
-            for other in [other for other in self._clients if other.is_closed()]:
-                self._clients.pop(other, None)
-            client = self._clients[loop] = Client(loop, self.clock)
+            for other in [other for other in list(self.clients) if other.is_closed()]:
+                self.clients.pop(other, None)
+            client = self.clients[loop] = Client(loop, self.clock)
         return client
 
     def bind(self, guard: Guard) -> Backend:
@@ -203,7 +212,7 @@ class AsyncGuard:
             raise Draining(
                 f"guard {guard.name!r}: this process is shutting down; ask another one", guard=guard.name
             )
-        backend = guard.bound_to = self._open()
+        backend = guard.bound_to = self.open()
         self._bound.append(guard)
         return backend
 
@@ -228,12 +237,14 @@ class AsyncGuard:
         if variant.name != options.name:
             return self.guard(**{**declared, **changes})
         with self._lock:
+            before = self._guards[variant.name].options
             guard = self._guards[variant.name] = Guard(self, variant)
-        if variant.rules != options.rules:
-            self._open().redeclare(guard.declaration)
+        if variant.rules != before.rules:
+            self.open().redeclare(guard.declaration)
         return guard
 
-    def _open(self) -> Backend:
+    def open(self) -> Backend:
+        """Find the backend, and open it at the first use."""
         with self._lock:
             if self._backend is None:
                 self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
@@ -293,3 +304,15 @@ def _explain(options: Options) -> str:
     return f"guard {options.name!r}: " + ", ".join(
         f"{name}={value!r}" for name, value in _flat(options).items()
     )
+
+
+_live: weakref.WeakSet[AsyncGuard] = weakref.WeakSet()
+
+
+def _leave_the_parent_behind() -> None:
+    for hub in list(_live):
+        hub.start_anew()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_the_parent_behind)

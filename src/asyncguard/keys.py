@@ -12,7 +12,7 @@ MAX_NAME = 128
 MAX_KEY = 512
 
 
-def as_name(name: str) -> str:
+def as_name(name: str, what: str = "name") -> str:
     """Check the name of a guard or a namespace.
 
     Raises:
@@ -20,8 +20,8 @@ def as_name(name: str) -> str:
         ValueError: it is empty, too long, or can't be encoded as UTF-8.
     """
     if not isinstance(name, str):
-        raise TypeError(f"name: expected a str, got {type(name).__name__}")
-    return _as_text("name", name, MAX_NAME)
+        raise TypeError(f"{what}: expected a str, got {type(name).__name__}")
+    return _as_text(what, name, MAX_NAME)
 
 
 def as_key(value: Key, what: str = "key") -> str:

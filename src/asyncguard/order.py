@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from asyncguard.ticket import Order, Ticket
 
 
-_GONE = -1
+GONE = -1
 """Score of a ticket that waits no more."""
 _FEW = 32
 """Of these, how many may lie about."""
@@ -22,6 +22,11 @@ _FEW = 32
 
 class Queue(Protocol):
     """The waiting tickets of a partition. Nothing here costs more than O(log n), `in_order` apart."""
+
+    @property
+    def line(self) -> deque[Ticket] | None:
+        """The tickets, as long as they stand in order of arrival; among them some with score `GONE`."""
+        ...
 
     def add(self, ticket: Ticket) -> None:
         """Give a ticket that has just arrived its score and its place."""
@@ -64,21 +69,25 @@ class Line:
     As long as all come without head start the line is in order by itself.
     """
 
-    __slots__ = ("_gone", "_newest_first", "_sorted", "_unsorted")
+    __slots__ = ("_gone", "_newest_first", "_sorted", "_tickets")
 
     def __init__(self, *, newest_first: bool) -> None:
         self._newest_first = newest_first
-        self._unsorted: deque[Ticket] = deque()
+        self._tickets: deque[Ticket] = deque()
         """In order; those that wait no more lie about until they are met, or too many."""
         self._gone = 0
         self._sorted: SortedQueue[Ticket] | None = SortedQueue() if newest_first else None
+
+    @property
+    def line(self) -> deque[Ticket] | None:
+        return self._tickets if self._sorted is None else None
 
     def add(self, ticket: Ticket) -> None:
         priority = ticket.terms.priority
         if self._sorted is None:
             if not priority:
                 ticket.score = ticket.arrival
-                self._unsorted.append(ticket)
+                self._tickets.append(ticket)
                 return
             self._sorted = self._sort()
         elif not self._sorted and not priority and not self._newest_first:
@@ -91,15 +100,15 @@ class Line:
 
     def _sort(self) -> SortedQueue[Ticket]:
         tickets: SortedQueue[Ticket] = SortedQueue()
-        for ticket in self._unsorted:
-            if ticket.score != _GONE:
+        for ticket in self._tickets:
+            if ticket.score != GONE:
                 tickets.add(ticket.score, ticket.arrival, ticket)
-        self._unsorted.clear()
+        self._tickets.clear()
         self._gone = 0
         return tickets
 
     def remove(self, ticket: Ticket) -> None:
-        line = self._unsorted
+        line = self._tickets
         if line and line[0] is ticket:
             line.popleft()
         elif self._sorted is not None:
@@ -107,17 +116,19 @@ class Line:
         elif line[-1] is ticket:
             line.pop()
         else:
-            ticket.score = _GONE
+            ticket.score = GONE
             self._gone += 1
             if self._gone > _FEW and self._gone * 2 > len(line):
-                self._unsorted = deque(ticket for ticket in line if ticket.score != _GONE)
+                waiting = [ticket for ticket in line if ticket.score != GONE]
+                line.clear()
+                line.extend(waiting)
                 self._gone = 0
 
     def first(self) -> Ticket:
         if self._sorted is not None:
             return self._sorted.first()
-        line = self._unsorted
-        while line[0].score == _GONE:
+        line = self._tickets
+        while line[0].score == GONE:
             line.popleft()
             self._gone -= 1
         return line[0]
@@ -130,13 +141,13 @@ class Line:
             return 0
         if self._sorted is not None:
             return self._sorted.rank(ticket.score, ticket.arrival)
-        return len(self._unsorted) - self._gone - 1
+        return len(self._tickets) - self._gone - 1
 
     def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
         del cost
         if self._sorted is not None:
             return iter(self._sorted)
-        return (ticket for ticket in self._unsorted if ticket.score != _GONE)
+        return (ticket for ticket in self._tickets if ticket.score != GONE)
 
     def granted(self, ticket: Ticket, cost: float) -> None:
         pass
@@ -149,7 +160,7 @@ class Line:
 class _Tenant:
     """One tenant's waiting tickets, and what it has had so far."""
 
-    __slots__ = ("born", "debt", "holding", "line", "name", "share", "tag", "turn", "weight")
+    __slots__ = ("advanced", "born", "debt", "holding", "line", "name", "share", "tag", "turn", "weight")
 
     def __init__(self, name: str, tag: float, born: int) -> None:
         self.name = name
@@ -158,6 +169,8 @@ class _Tenant:
         self.line: SortedQueue[Ticket] = SortedQueue()
         self.tag = tag
         """Permit-ticks received per share."""
+        self.advanced = 0.0
+        """How much of this was charged for holds that haven't ended."""
         self.share = 1.0
         self.holding = 0
         """How many of its tickets hold permits."""
@@ -188,6 +201,10 @@ class FairQueue:
         self._turns: SortedQueue[_Tenant] = SortedQueue()
         self._weights: SortedQueue[_Tenant] = SortedQueue()
         self._debts: SortedQueue[_Tenant] = SortedQueue()
+
+    @property
+    def line(self) -> deque[Ticket] | None:
+        return None
 
     def add(self, ticket: Ticket) -> None:
         terms = ticket.terms
@@ -232,9 +249,10 @@ class FairQueue:
 
     def granted(self, ticket: Ticket, cost: float) -> None:
         tenant = self._tenants[ticket.terms.tenant]
-        self._virtual = tenant.tag
+        self._virtual = tenant.tag - tenant.advanced
         ticket.charged = cost / tenant.share
         tenant.tag += ticket.charged
+        tenant.advanced += ticket.charged
         tenant.holding += 1
         self._place(tenant)
         self._forgive()
@@ -242,6 +260,7 @@ class FairQueue:
     def released(self, ticket: Ticket, cost: float) -> None:
         tenant = self._tenants[ticket.terms.tenant]
         tenant.tag += cost / tenant.share - ticket.charged
+        tenant.advanced -= ticket.charged
         tenant.holding -= 1
         self._place(tenant)
 

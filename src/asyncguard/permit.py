@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import threading
 import warnings
 import weakref
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import HoldExceeded, PermitLost
+from asyncguard.running import current_task
 from asyncguard.ticket import Ticket
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from asyncguard.backends import Backend
-    from asyncguard.client import Client
+    from asyncguard.client import Row
     from asyncguard.clock import Timer
     from asyncguard.errors import Reason
     from asyncguard.ticket import Terms
@@ -39,30 +39,21 @@ class Exchange(Protocol):
 exchange: ContextVar[Exchange | None] = ContextVar("asyncguard.exchange", default=None)
 """The exchange that is being served here, if any."""
 
-if sys.version_info >= (3, 12):
-    from asyncio import current_task
-else:
-    from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
 
-    def current_task() -> asyncio.Task[Any] | None:
-        """Find the running task; there, asyncio's own way asks the system for the process id first."""
-        if len(_current_tasks) == 1:  # one loop runs a task in all the process: this one
-            task: asyncio.Task[Any]
-            for task in _current_tasks.values():
-                return task
-        return asyncio.current_task()
+def _no_task() -> None:
+    return None
 
 
 @final
 class Scope:
-    """The guarded blocks that a task is in; its children start from what they saw of it."""
+    """The guarded blocks that a task is in, or that a thread works for."""
 
-    __slots__ = ("innermost", "outer", "task")
+    __slots__ = ("innermost", "loop", "task")
 
-    def __init__(self, task: asyncio.Task[Any] | None, outer: Scope | None) -> None:
-        self.task = task
-        self.outer = outer
-        """The scope of the task that started this one, or of the one that started that."""
+    def __init__(self, task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.task = weakref.ref(task) if task is not None else _no_task
+        """The task, which mustn't live on because of its permits; none: a thread does its work."""
+        self.loop = loop
         self.innermost: Permit | None = None
         """The permit of the innermost block; those of the blocks around it follow by `outer`."""
 
@@ -87,14 +78,22 @@ scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=Non
 
 def open_scope() -> Scope:
     """Begin the scope of the running task."""
-    scope = Scope(current_task(), scope_var.get())
+    scope = Scope(current_task(), asyncio.get_running_loop())
     scope_var.set(scope)
+    return scope
+
+
+def scope_here() -> Scope:
+    """Find or begin the scope of the running task."""
+    scope = scope_var.get()
+    if scope is None or scope.task() is not current_task():
+        scope = open_scope()
     return scope
 
 
 def open_scope_of_thread(permit: Permit) -> None:
     """Have the calling thread run under a permit that a task took for it."""
-    scope = Scope(None, scope_var.get())
+    scope = Scope(None, None)
     scope.innermost = permit
     scope_var.set(scope)
 
@@ -138,11 +137,15 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+_rare = threading.Lock()
+"""Held for moments when a permit gets something that few have."""
+
+
 @final
 class Extra:
     """What few permits have, apart so that the many stay small."""
 
-    __slots__ = ("cancelled", "cancels", "error", "handle", "loss", "timer")
+    __slots__ = ("cancelled", "cancelling", "cancels", "error", "handle", "loss", "real", "timer")
 
     def __init__(self) -> None:
         self.error: PermitLost | None = None
@@ -151,8 +154,12 @@ class Extra:
         """Rings when the work has run for too long."""
         self.cancels = True
         """Whether the loss cancels the task of the block."""
+        self.cancelling = 0
+        """How many cancellations the task was under before."""
         self.cancelled = False
         """Whether the task of the block was cancelled because of the loss."""
+        self.real: Permit | None = None
+        """Of a handle, the permit that the backend knows, so that nobody but its owner keeps the handle."""
         self.handle: weakref.ref[Permit] | None = None
         """The handle on a loose permit."""
 
@@ -165,25 +172,27 @@ class Permit(Ticket):
     task and no thread; one that is dropped unreleased is released, with a `ResourceWarning`.
     """
 
-    __slots__ = ("__weakref__", "_row", "backend", "client", "extra", "future", "outer", "scope")
+    __slots__ = ("__weakref__", "backend", "extra", "future", "outer", "row", "scope")
 
     backend: Backend
     extra: Extra | None
-    _row: Permit | None
-    """For a handle: the permit that the backend knows, so that nobody but its owner holds the handle."""
     scope: Scope | None
     """That of the task whose block this is, if it is a block's."""
     outer: Permit | None
     """The permit of the block around this one's."""
-    client: Client
+    row: Row
     """Where the ticket waits."""
     future: asyncio.Future[Reason | None] | None
     """What it waits on: done when its state was changed, or with a reason to give up."""
 
     def __repr__(self) -> str:
-        row = self._row or self
-        key = "" if row.key is None else f", key {row.key!r}"
-        return f"<Permit of guard {self.guard!r}{key}: {row.state}>"
+        known = self._real
+        key = "" if known.key is None else f", key {known.key!r}"
+        return f"<Permit of guard {self.guard!r}{key}: {known.state}>"
+
+    @property
+    def _real(self) -> Permit:
+        return self.extra.real or self if self.extra is not None else self
 
     @property
     def guard(self) -> str:
@@ -203,20 +212,22 @@ class Permit(Ticket):
     @property
     def held(self) -> float:
         """Seconds from the grant until now, or until the permit ended."""
-        row = self._row or self
-        return ((row.ended or self.backend.clock.now()) - self.granted) / TICKS
+        known = self._real
+        end = self.backend.clock.now() if known.state == "held" else known.ended
+        return max(0, end - self.granted) / TICKS
 
     @property
     def lost(self) -> Loss:
         """Whether the permit was taken away: ask it, or wait for it."""
-        extra = (self._row or self)._extras()
-        if extra.loss is None:
-            extra.loss = Loss(happened=extra.error is not None)
+        extra = self._real._extras()
+        with _rare:
+            if extra.loss is None:
+                extra.loss = Loss(happened=extra.error is not None)
         return extra.loss
 
     async def release(self) -> None:
         """Pass the permit on; again, or once it is lost, nothing happens."""
-        acknowledged = (self._row or self).end()
+        acknowledged = self._real.end()
         if acknowledged is not None:
             await acknowledged
 
@@ -228,16 +239,17 @@ class Permit(Ticket):
         if future is None:
             if self.state == "lost":
                 self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
-            return True
-        return self.wake()
+        else:
+            return self.wake()
+        return True
 
     def wake(self, reason: Reason | None = None) -> bool:
         """End the wait, from any thread; False where its loop is closed."""
-        client = self.client
+        loop = self.row.loop
         future = self.future
         try:
-            if threading.get_ident() != client.thread:
-                client.loop.call_soon_threadsafe(self._resolve, reason)
+            if asyncio._get_running_loop() is not loop:
+                loop.call_soon_threadsafe(self._resolve, reason)
             elif future is not None and not future.done():
                 future.set_result(reason)
         except RuntimeError:
@@ -250,9 +262,10 @@ class Permit(Ticket):
             future.set_result(reason)
 
     def _extras(self) -> Extra:
-        if self.extra is None:
-            self.extra = Extra()
-        return self.extra
+        with _rare:
+            if self.extra is None:
+                self.extra = Extra()
+            return self.extra
 
     def end(self, *, finished: bool = True) -> Awaitable[None] | None:
         """Pass the permit on, if it is still held."""
@@ -269,6 +282,8 @@ class Permit(Ticket):
     def limit_hold(self, max_hold: float) -> None:
         """Have the permit lost once it was held for so many seconds."""
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        self._extras().cancelling = task.cancelling() if task is not None else 0
         self._extras().timer = self.backend.clock.call_later(loop, max_hold, self._overrun, max_hold)
 
     def _overrun(self, max_hold: float) -> None:
@@ -280,10 +295,12 @@ class Permit(Ticket):
 
     def _lose(self, error: PermitLost) -> None:
         extra = self._extras()
-        extra.error = error
-        if extra.loss is not None:
-            extra.loss._happen()
-        task = self.scope and self.scope.task
+        with _rare:
+            extra.error = error
+            loss = extra.loss
+        if loss is not None:
+            loss._happen()
+        task = self.scope.task() if self.scope is not None else None
         if task is not None and extra.cancels:
             with contextlib.suppress(RuntimeError):  # a closed loop: nothing runs there any more
                 task.get_loop().call_soon_threadsafe(self._cancel, task)
@@ -292,10 +309,7 @@ class Permit(Ticket):
 
     def open_block(self) -> None:
         """Begin the block of the running task."""
-        scope = scope_var.get()
-        if scope is None or scope.task is not current_task():
-            scope = open_scope()
-        self.scope = scope
+        self.scope = scope = scope_here()
         self.outer = scope.innermost
         scope.innermost = self
 
@@ -315,7 +329,8 @@ class Permit(Ticket):
             self.backend.abandon(self)
         extra = self.extra
         if extra is not None and extra.error is not None and extra.cancels and scope is not None:
-            ours = extra.cancelled and scope.task is not None and scope.task.uncancel() == 0
+            task = scope.task()
+            ours = extra.cancelled and task is not None and task.uncancel() <= extra.cancelling
             if exc is None or (ours and isinstance(exc, asyncio.CancelledError)):
                 raise extra.error from exc
         return acknowledged
@@ -330,7 +345,7 @@ class Permit(Ticket):
     def handle(self) -> Permit:
         """Make the handle on this permit: the backend keeps the permit, its owner the handle."""
         handle = new_permit(self.id, self.terms, self.key, self.backend)
-        handle._row = self
+        handle._extras().real = self
         handle.granted, handle.arrival = self.granted, self.arrival
         self._extras().handle = weakref.ref(handle, self._dropped)
         return handle
@@ -353,25 +368,31 @@ def new_permit(ticket_id: int | str, terms: Terms, key: str | None, backend: Bac
     permit.terms = terms
     permit.key = key
     permit.state = "new"
-    permit.ended = 0
     permit.future = None
     permit.backend = backend
-    permit.extra = permit._row = permit.scope = None
+    permit.extra = permit.scope = None
     return permit
 
 
 def current_permit() -> Permit:
     """Find the permit under which the calling code runs: that of the innermost block around it.
 
-    Tasks and threads that guarded work starts see it too.
+    It is the task's whose block it is, or the thread's that runs a guarded `def`. What these start in
+    turn may outlive the block, so it has to be given the permit by hand.
 
     Raises:
         LookupError: no guarded block is around, or it has ended.
     """
     scope = scope_var.get()
-    while scope is not None:
-        for permit in scope:
+    if scope is not None:
+        try:
+            task = asyncio.current_task()
+        except RuntimeError:  # no event loop runs in this thread
+            task = None
+        for permit in scope if scope.task() in (None, task) else ():
             if permit.state == "held":
                 return permit
-        scope = scope.outer
-    raise LookupError("no permit is held here: call current_permit() inside `async with guard` or @guard")
+    raise LookupError(
+        "no permit is held here: call current_permit() in the task inside `async with guard` or @guard, and "
+        "hand the permit to the tasks and threads that it starts"
+    )

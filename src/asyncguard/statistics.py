@@ -13,12 +13,14 @@ from asyncguard.errors import Reason
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from asyncguard.ticket import Ticket
+
 RECENT = 1000
 """How many of the last waits and holds the percentiles are taken over."""
 _ENOUGH_HOLDS = 5
 """Holds seen before anything is estimated."""
-_MEAN_OVER = 32
-"""How many of the last holds weigh in the mean: each counts for 1/32 once so many were seen."""
+BATCH = 16
+"""Holds that move the mean at once."""
 
 
 @final
@@ -95,9 +97,9 @@ class Snapshot:
     mean_hold: float | None
     """Seconds; None before five holds were seen."""
     wait: Percentiles
-    """Of the last thousand tickets that had to wait, over all keys."""
+    """Of the last thousand tickets whose work ended by itself, over all keys."""
     hold: Percentiles
-    """Of the last thousand holds that ended by themselves, over all keys."""
+    """Of the same."""
     granted: int
     """Tickets granted since the guard was first used, over all its keys."""
     refused: Mapping[Reason, int] = field(hash=False)
@@ -108,43 +110,56 @@ class Snapshot:
 class Statistics:
     """What one guard has seen, over all its keys: so that a new key has an estimate too."""
 
-    __slots__ = ("fresh", "granted", "holds", "mean_hold", "refused", "seen", "waits")
+    __slots__ = ("_batch", "_ended", "fresh", "holds", "mean_hold", "refused", "waits")
 
     def __init__(self) -> None:
-        self.granted = 0
-        self.fresh: deque[int] = deque(maxlen=RECENT)
-        """Holds that ended by themselves, in ticks, and are not digested yet."""
+        self.fresh: deque[Ticket] = deque()
+        """Tickets whose work ended by itself, to be counted when somebody asks, or when they are many."""
         self.waits: deque[int] = deque(maxlen=RECENT)
-        """The last waits of tickets that had to wait, in ticks."""
+        """How long the last of these had waited, in ticks."""
         self.holds: deque[int] = deque(maxlen=RECENT)
-        """The last holds that ended by themselves, in ticks."""
+        """How long they held, in ticks."""
         self.mean_hold = 0.0
-        """Ticks: a running mean that follows the last 32 or so."""
-        self.seen = 0
-        """Holds in the mean, up to 32."""
+        """Ticks: the mean of the first five holds, then halfway to the mean of each sixteen; 0: not yet."""
         self.refused: dict[Reason, int] = dict.fromkeys(get_args(Reason), 0)
+        self._ended = 0
+        """Tickets that held and hold no more."""
+        self._batch: list[int] = []
+        """The holds that are not in the mean yet."""
 
-    def held(self, ticks: int) -> None:
-        """Count a hold that ended by itself."""
-        if self.fresh:
-            self.digest()
-        self._count(ticks)
+    def released(self, ticket: Ticket, *, finished: bool) -> None:
+        """Count a ticket that holds no more; if its work was broken off, not how long it held."""
+        if finished:
+            self.fresh.append(ticket)
+            if len(self.fresh) >= BATCH:
+                self.digest()
+        else:
+            self._ended += 1
 
     def digest(self) -> None:
-        """Count the holds that were only noted."""
-        while self.fresh:
-            self._count(self.fresh.popleft())
+        """Count the fresh."""
+        fresh = self.fresh
+        while fresh:
+            ticket = fresh.popleft()
+            hold = ticket.ended - ticket.granted
+            self._ended += 1
+            self.waits.append(ticket.granted - ticket.arrival)
+            self.holds.append(hold)
+            self._batch.append(hold)
+            if len(self._batch) == BATCH or (not self.mean_hold and len(self._batch) == _ENOUGH_HOLDS):
+                mean = sum(self._batch) / len(self._batch)
+                self.mean_hold = (self.mean_hold + mean) / 2 if self.mean_hold else mean
+                self._batch.clear()
 
-    def _count(self, ticks: int) -> None:
-        self.holds.append(ticks)
-        if self.seen < _MEAN_OVER:
-            self.seen += 1
-        self.mean_hold += (ticks - self.mean_hold) / self.seen
+    @property
+    def ended(self) -> int:
+        """How many tickets held and hold no more."""
+        return self._ended + len(self.fresh)
 
     @property
     def can_estimate(self) -> bool:
         """Whether enough holds were seen."""
-        return self.seen >= _ENOUGH_HOLDS
+        return self.mean_hold > 0
 
     def snapshot(
         self,
@@ -155,9 +170,10 @@ class Statistics:
         in_use: int,
         keys: int,
         paused: bool,
+        granted: int,
         holders: tuple[Holder, ...],
         queue: tuple[Waiter, ...],
-        estimated_wait: float | None,
+        estimate: float | None,
     ) -> Snapshot:
         """Complete a picture of occupancy with what was seen lately."""
         self.digest()
@@ -171,18 +187,18 @@ class Statistics:
             paused=paused,
             holders=holders,
             queue=queue,
-            estimated_wait=estimated_wait,
+            estimated_wait=None if estimate is None else estimate / TICKS,
             mean_hold=self.mean_hold / TICKS if self.can_estimate else None,
             wait=percentiles(self.waits),
             hold=percentiles(self.holds),
-            granted=self.granted,
+            granted=granted,
             refused=MappingProxyType({reason: count for reason, count in self.refused.items() if count}),
         )
 
 
 def percentiles(durations: Iterable[int]) -> Percentiles:
     """Take the percentiles of durations in ticks, by nearest rank."""
-    ordered = sorted(durations)
+    ordered = sorted(max(0, ticks) for ticks in durations)
     if not ordered:
         return Percentiles()
 

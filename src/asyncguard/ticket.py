@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Order = Literal["fifo", "lifo", "fair"]
 State = Literal["new", "waiting", "held", "released", "withdrawn", "refused", "lost"]
 
+NEW: State = "new"
 ALL: Final = "all"
 """Every permit of a guard, whatever its limit is or becomes: `permits=ALL` is exclusive."""
 EXCLUSIVE: Final = 0
@@ -26,6 +27,7 @@ class Rate:
     """A pace: `n` grants in `per` seconds, of which `burst` may come at once after a quiet time.
 
     Raises:
+        TypeError: `n` or `burst` isn't a whole number, or `per` isn't a number.
         ValueError: `n` or `burst` is below 1, or `per` isn't above 0.
     """
 
@@ -34,6 +36,9 @@ class Rate:
     burst: int = 1
 
     def __post_init__(self) -> None:
+        whole = isinstance(self.n, int) and isinstance(self.burst, int)
+        if not whole or not isinstance(self.per, int | float):
+            raise TypeError(f"rate: expected whole numbers n and burst, and per in seconds, got {self}")
         if self.n < 1 or self.burst < 1 or not 0 < self.per < float("inf"):
             raise ValueError(f"rate: expected n >= 1, per > 0 seconds and burst >= 1, got {self}")
 
@@ -135,7 +140,7 @@ class Ticket:
     granted: int
     """Tick of its grant, at least a microsecond after the one before it in the partition."""
     ended: int
-    """Tick at which it stopped to hold; 0 before."""
+    """Tick at which it stopped to hold."""
     expires: int
     """Tick at which its lease ends."""
     charged: float
@@ -157,5 +162,4 @@ def new_ticket(ticket_id: int | str, terms: Terms, key: str | None = None) -> Ti
     ticket.terms = terms
     ticket.key = key
     ticket.state = "new"
-    ticket.ended = 0
     return ticket

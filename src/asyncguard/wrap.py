@@ -117,20 +117,20 @@ def _key_reader(
     if not isinstance(source, str):
         return lambda args, kwargs: as_key(source(*args, **kwargs), "key (as computed)")
     signature = inspect.signature(func)
-    named = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    parameters = [parameter.name for parameter in named]
-    if source not in parameters:
-        raise ValueError(
-            f"key: {func.__qualname__}() has no parameter {source!r}; "
-            f"it has {', '.join(parameters) or 'none'}"
-        )
-    index = parameters.index(source)
-    what = f"key {source!r} of {func.__qualname__}()"
+    name = getattr(func, "__qualname__", repr(func))
+    parameter = signature.parameters.get(source)
+    if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        parameters = ", ".join(signature.parameters) or "none"
+        raise ValueError(f"key: {name}() has no parameter {source!r}; it has {parameters}")
+    index = list(signature.parameters).index(source)
+    by_position = parameter.kind is not parameter.KEYWORD_ONLY
+    by_keyword = parameter.kind is not parameter.POSITIONAL_ONLY
+    what = f"key {source!r} of {name}()"
 
     def read(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
-        if source in kwargs:
+        if by_keyword and source in kwargs:
             return as_key(kwargs[source], what)
-        if index < len(args):
+        if by_position and index < len(args):
             return as_key(args[index], what)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()

@@ -42,6 +42,9 @@ class Backend(Protocol):
         raises `BackendUnavailable` if the backend can't be asked.
         """
 
+    def waits(self, ticket: Ticket) -> None:
+        """Hear that a queued ticket's client is ready to be told."""
+
     def leave(
         self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True
     ) -> Awaitable[None] | None:
@@ -88,14 +91,17 @@ def open_backend(url: str | None, *, clock: Clock) -> Backend:
     """Open the backend that a URL names; None: this process's memory.
 
     Raises:
-        ValueError: no backend goes by the URL's scheme.
+        TypeError: it isn't a str.
+        ValueError: no backend goes by its scheme.
     """
+    if url is not None and not isinstance(url, str):
+        raise TypeError(f"url: expected a str, got {url!r}")
     scheme = "memory" if not url else url.partition(":")[0].lower()
     if scheme == "memory":
         from asyncguard.backends.memory import MemoryBackend  # noqa: PLC0415
 
         return MemoryBackend(clock)
     raise ValueError(
-        f"no backend is known for the URL scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
+        f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
         "known: memory: (this process alone)"
     )

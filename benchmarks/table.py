@@ -1,0 +1,72 @@
+"""Rows of figures, how they are gathered and how they are printed."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+ROUNDS = 7
+
+
+class Progress:
+    """Says on stderr what is being measured."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def say(self, what: str) -> None:
+        print(f"[{time.monotonic() - self._start:6.1f} s] {what}", file=sys.stderr, flush=True)
+
+
+@dataclass
+class Row:
+    """One figure, or one ratio with the bound that it should keep."""
+
+    name: str
+    figures: dict[str, float] = field(default_factory=dict)
+    ratio: float | None = None
+    at_most: float | None = None
+    aim: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        return self.ratio is None or self.at_most is None or self.ratio <= self.at_most
+
+    def __str__(self) -> str:
+        if self.ratio is None:
+            return f"{self.name:44}" + "   ".join(
+                f"{name} {value:,.2f}" for name, value in self.figures.items()
+            )
+        verdict = "" if self.at_most is None else f"at most {self.at_most:g}, aim {self.aim:g}: "
+        verdict += "holds" if self.holds else "MISSED"
+        return f"{self.name:44}{self.ratio:10.2f}   {verdict}"
+
+
+def interleaved(what: str, runs: dict[str, Callable[[], float]], progress: Progress) -> dict[str, float]:
+    """Run all in turn, several times, and take the median of each."""
+    figures: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(ROUNDS):
+        progress.say(f"{what}, round {number + 1} of {ROUNDS}")
+        for name, run in runs.items():
+            figures[name].append(run())
+    return {name: statistics.median(rounds) for name, rounds in figures.items()}
+
+
+def write_json(rows: list[Row], path: Path) -> None:
+    """Keep the figures, with what they were measured on."""
+    document: dict[str, Any] = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "rows": [{**row.__dict__, "holds": row.holds} for row in rows],
+    }
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")

@@ -1,0 +1,92 @@
+"""The command `asyncguard`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+from typing import TYPE_CHECKING
+
+from asyncguard import AsyncGuard, __version__
+from asyncguard.service.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+_USAGE_ERROR = 2
+"""The exit code for what the caller must change, as argparse has it."""
+_GRACE = 1
+"""Seconds that a shutdown waits for beyond the time of the work that is running."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; without arguments, those of the process."""
+    parser = argparse.ArgumentParser(
+        prog="asyncguard", description="Guarded work runs one at a time, in order, in a bounded queue."
+    )
+    parser.add_argument("--version", action="version", version=f"asyncguard {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    serve = commands.add_parser(
+        "serve",
+        help="run the service",
+        description="Run the service: GET /test runs the guarded work, GET /healthz answers meanwhile.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free")
+    serve.add_argument("--workers", type=int, default=1, help="worker processes; they need a shared backend")
+    serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
+    options = parser.parse_args(arguments)
+    return _serve(options.host, options.port, options.workers, reload=options.reload)
+
+
+def _serve(host: str, port: int, workers: int, *, reload: bool) -> int:
+    try:
+        _check_workers(workers)
+        _check_extra()
+        settings = Settings.from_environ()
+        AsyncGuard().explain()
+    except (ValueError, ImportError) as error:
+        print(f"asyncguard serve: {error}", file=sys.stderr)  # noqa: T201
+        return _USAGE_ERROR
+
+    import uvicorn  # noqa: PLC0415
+
+    uvicorn.run(
+        "asyncguard.service.app:app",
+        host=host,
+        port=port,
+        workers=workers,
+        reload=reload,
+        timeout_graceful_shutdown=math.ceil(settings.work_seconds) + _GRACE,
+    )
+    return 0
+
+
+def _check_workers(workers: int) -> None:
+    """Refuse to run workers that would each guard only themselves.
+
+    Raises:
+        ValueError: more than one was asked for, or none.
+    """
+    if workers < 1:
+        raise ValueError(f"--workers: expected 1 or more, got {workers}")
+    if workers > 1:
+        raise ValueError(
+            f"--workers {workers}: several workers need a shared backend, and this version has none. Its "
+            "memory backend guards one process alone, so their work would overlap: use --workers 1"
+        )
+
+
+def _check_extra() -> None:
+    """Look for what the service needs beyond the library.
+
+    Raises:
+        ImportError: something is missing.
+    """
+    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ImportError(
+            f'the service needs {" and ".join(missing)}: run `pip install "asyncguard[service]"`'
+        )

@@ -1,0 +1,115 @@
+"""From errors to HTTP: problem details (RFC 9457) and when to try again."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final, final
+
+from asyncguard.errors import REFUSALS, PermitLost, Refused, WouldBlock
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+ANSWERED: Final = (Refused, WouldBlock, PermitLost)
+"""The errors that are answers to a request; any other error of a guard is a mistake in the code."""
+
+_SPREAD = 0.25
+"""By which share a Retry-After may exceed the estimate, so that the refused don't return all at once."""
+_UNKNOWN_WAIT = 3
+"""Seconds within which to return where nothing can be estimated."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A response that says why the work didn't run, or didn't finish."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    content: bytes
+
+    @property
+    def raw_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers as ASGI wants them, the content's type and length included."""
+        return [(name.encode(), value.encode()) for name, value in self.headers]
+
+
+def problem(error: Refused | WouldBlock | PermitLost) -> Problem:
+    """Say on HTTP what an error says in code."""
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+    members: dict[str, Any] = {
+        "type": "about:blank",
+        "title": status.phrase,
+        "status": status.value,
+        "detail": str(error),
+    }
+    estimated_wait = None
+    if isinstance(error, Refused):
+        members["guard"] = error.guard
+        members["reason"] = error.reason
+        estimated_wait = error.estimated_wait
+    if estimated_wait is not None:
+        members["estimated_wait"] = round(estimated_wait, 3)
+    content = json.dumps(members).encode()
+    headers = (
+        ("content-type", MEDIA_TYPE),
+        ("content-length", str(len(content))),
+        ("cache-control", "no-store"),
+        ("retry-after", str(retry_after(estimated_wait))),
+    )
+    return Problem(status.value, headers, content)
+
+
+def retry_after(estimated_wait: float | None) -> int:
+    """Choose after how many whole seconds to try again, at least one."""
+    if estimated_wait is None:
+        return random.randint(1, _UNKNOWN_WAIT)  # noqa: S311
+    return max(1, math.ceil(estimated_wait * random.uniform(1, 1 + _SPREAD)))  # noqa: S311
+
+
+_SCHEMA: Final[dict[str, Any]] = {
+    "title": "Problem",
+    "description": "Problem details as of RFC 9457.",
+    "type": "object",
+    "required": ["type", "title", "status", "detail"],
+    "properties": {
+        "type": {"type": "string", "format": "uri-reference", "const": "about:blank"},
+        "title": {"type": "string", "description": "The phrase that belongs to the status."},
+        "status": {"type": "integer", "const": HTTPStatus.SERVICE_UNAVAILABLE.value},
+        "detail": {"type": "string", "description": "What happened, for people."},
+        "guard": {"type": "string", "description": "Name of the guard that refused."},
+        "reason": {"type": "string", "enum": list(REFUSALS), "description": "Why it refused."},
+        "estimated_wait": {
+            "type": "number",
+            "minimum": 0,
+            "description": "Seconds that a request made now would wait; absent where too little is known.",
+        },
+    },
+    "example": {
+        "type": "about:blank",
+        "title": HTTPStatus.SERVICE_UNAVAILABLE.phrase,
+        "status": HTTPStatus.SERVICE_UNAVAILABLE.value,
+        "detail": "guard 'report': the wait would be longer than the 30 s that the call is prepared to wait; "
+        "a new ticket would wait about 42.5 s",
+        "guard": "report",
+        "reason": "hopeless",
+        "estimated_wait": 42.5,
+    },
+}
+
+RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    HTTPStatus.SERVICE_UNAVAILABLE.value: {
+        "description": "The guard let nobody in, or took the permit away: try again after `Retry-After`.",
+        "headers": {
+            "Retry-After": {
+                "description": "Seconds after which to try again.",
+                "schema": {"type": "integer", "minimum": 1},
+            },
+        },
+        "content": {MEDIA_TYPE: {"schema": _SCHEMA}},
+    },
+}
+"""What a guarded endpoint may answer besides its own: `@app.get("/report", responses=RESPONSES)`."""

@@ -1,0 +1,1 @@
+"""The service that shows a guard at work."""

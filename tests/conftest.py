@@ -1,0 +1,48 @@
+"""What all tests share: time that jumps, and an AsyncGuard on it that must be idle in the end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from blockbuster import BlockBuster
+from jumping import JumpingLoop, LoopClock
+
+from asyncguard import AsyncGuard
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"loop_factory": JumpingLoop}
+
+
+@pytest.fixture(autouse=True)
+def _no_blocking_calls() -> Iterator[None]:
+    """Have a blocking call on an event loop be an error; locks aside, as all are held briefly."""
+    blockbuster = BlockBuster()
+    blockbuster.activate()
+    for lock in ("threading.Lock.acquire", "threading.Lock.acquire_lock"):
+        blockbuster.functions[lock].deactivate()
+    yield
+    blockbuster.deactivate()
+
+
+@pytest.fixture
+async def clock() -> LoopClock:
+    return LoopClock(asyncio.get_running_loop())
+
+
+@pytest.fixture
+async def hub(clock: LoopClock) -> AsyncIterator[AsyncGuard]:
+    """Make an AsyncGuard whose guards must hold nothing, and have nobody waiting, when the test ends."""
+    ag = AsyncGuard(clock=clock)
+    yield ag
+    for guard in ag._guards.values():
+        picture = await guard.inspect()
+        assert picture.holders == (), "permits are still held"
+        assert picture.queue == (), "tickets still wait"
+    await ag.aclose()

@@ -1,0 +1,118 @@
+"""The documentation runs as printed, and leaves nothing out."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+
+import asyncguard
+from asyncguard.errors import REFUSALS
+from asyncguard.guard import Ask
+from asyncguard.service.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Example:
+    page: Path
+    line: int
+    code: str
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def examples() -> list[Example]:
+    return [
+        Example(page, text.count("\n", 0, block.start(1)) + 1, block[1])
+        for page in PAGES
+        for text in [page.read_text()]
+        for block in BLOCK.finditer(text)
+    ]
+
+
+@pytest.mark.parametrize("example", examples(), ids=str)
+def test_it_runs_as_printed(example: Example) -> None:
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    # Line numbers as on the page, so that a failure points there.
+    code = compile("\n" * (example.line - 1) + example.code, example.page, "exec")
+    exec(code, namespace)  # noqa: S102
+    app = namespace.get("app")
+    if isinstance(app, FastAPI):
+        check_application(app)
+
+
+def check_application(app: FastAPI) -> None:
+    """Ask every endpoint that the example has."""
+    paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
+    assert paths
+    with TestClient(app) as client:
+        for path in paths:
+            response = client.get(re.sub("{.*?}", "7", path))
+            assert response.status_code == 200, response.text
+            assert response.headers["server-timing"].startswith("queue;desc=")
+
+
+def test_readme_has_an_application_of_about_ten_lines() -> None:
+    first = BLOCK.search(README)
+    assert first is not None
+    lines = [line for line in first[1].splitlines() if line and not line.startswith(("import", "from"))]
+    assert len(lines) <= 12
+
+
+def options(function: Any) -> list[str]:
+    return [p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+
+
+@pytest.mark.parametrize("name", options(asyncguard.AsyncGuard.guard))
+def test_every_option_of_a_guard_is_shown(name: str) -> None:
+    assert f"\n| `{name}` |" in README
+    assert f"\n### `{name}`\n" in GUIDE
+
+
+@pytest.mark.parametrize("name", ["key", *Ask.__annotations__])
+def test_everything_that_a_call_may_ask_is_shown(name: str) -> None:
+    assert f"`{name}`" in README.partition("Of a call")[2].partition("##")[0]
+    assert re.search(rf"^### .*`{name}`", GUIDE, re.MULTILINE)
+
+
+def test_every_error_is_listed() -> None:
+    for reason, error in REFUSALS.items():
+        assert f"\n| `{error.__name__}` | `{reason}` |" in README
+    for name in asyncguard.__all__:
+        public = getattr(asyncguard, name)
+        if inspect.isclass(public) and issubclass(public, asyncguard.GuardError):
+            assert f"`{name}`" in README
+
+
+def test_every_setting_is_listed() -> None:
+    for name in Settings.__dataclass_fields__:
+        assert f"\n| `ASYNCGUARD_{name.upper()}` |" in GUIDE
+
+
+def test_every_make_target_that_is_named_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    named = {target for page in PAGES for target in re.findall(r"(?:    |`)make ([a-z-]+)", page.read_text())}
+    assert {"serve", "test"} <= named
+    for target in named:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_links_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"

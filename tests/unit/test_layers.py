@@ -1,0 +1,118 @@
+"""Who may know whom: nothing imports upward, and each layer only what it is for."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import asyncguard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_ROOT = Path(asyncguard.__file__).parent
+_RULES = {
+    "admission",
+    "leases",
+    "order",
+    "sortedqueue",
+    "statistics",
+    "ticket",
+    "clock",
+    "errors",
+    "keys",
+    "checks",
+}
+"""The rules, and the plain values that they are about."""
+_PERMITS = {"client", "permit", "running"}
+"""What a permit is on an event loop."""
+_GUARDS = {"guard", "wrap"}
+_UPWARD: dict[str, set[str]] = {
+    "rules": {"client", "permit", "running", "backends", "guard", "wrap", "hub", "http", "service", "cli"},
+    "permits": {"backends", "guard", "wrap", "hub", "http", "service", "cli"},
+    "backends": {"guard", "wrap", "hub", "http", "service", "cli"},
+    "guards": {"hub", "http", "service", "cli"},
+    "hub": {"service", "cli"},
+    "http": {"service", "cli"},
+}
+_LATE = {("hub", "http"), ("backends", "backends.memory")}
+"""Imports within a function: a hub that serves an application, and a URL that names a backend."""
+_FRAMEWORKS = {
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "prometheus_client",
+    "opentelemetry",
+    "redis",
+    "valkey",
+    "psycopg",
+}
+
+
+def _modules() -> dict[str, Path]:
+    paths = sorted(_ROOT.rglob("*.py"))
+    names = [".".join(path.relative_to(_ROOT).with_suffix("").parts) for path in paths]
+    return {name.removesuffix(".__init__"): path for name, path in zip(names, paths, strict=True)}
+
+
+def _imports(node: ast.AST, *, late: bool = False) -> Iterator[tuple[str, bool]]:
+    """Yield what is imported, and whether that happens within a function."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+            continue
+        if isinstance(child, ast.Import):
+            yield from ((alias.name, late) for alias in child.names)
+        elif isinstance(child, ast.ImportFrom):
+            assert child.level == 0, "imports are written in full"
+            yield child.module or "", late
+            yield from ((f"{child.module}.{alias.name}", late) for alias in child.names)
+        yield from _imports(child, late=late or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def _layer(module: str) -> str:
+    top = module.partition(".")[0]
+    for layer, modules in (("rules", _RULES), ("permits", _PERMITS), ("guards", _GUARDS)):
+        if top in modules:
+            return layer
+    return top
+
+
+MODULES = _modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_nothing_imports_upward(module: str) -> None:
+    upward = _UPWARD.get(_layer(module), set())
+    for name, late in _imports(ast.parse(MODULES[module].read_text())):
+        package, _, known = name.partition(".")
+        if package != "asyncguard" or (
+            late and any(known.startswith(to) for by, to in _LATE if by == module)
+        ):
+            continue
+        assert known.partition(".")[0] not in upward, f"{module} knows {name}"
+
+
+@pytest.mark.parametrize("module", sorted(_RULES & MODULES.keys()))
+def test_the_rules_know_no_event_loop_and_do_no_io(module: str) -> None:
+    known = {name.partition(".")[0] for name, _ in _imports(ast.parse(MODULES[module].read_text()))}
+    assert not known & {"asyncio", "threading", "socket", "concurrent", "selectors", "anyio"}
+
+
+@pytest.mark.parametrize("module", sorted(_GUARDS | {"hub"} | _PERMITS & MODULES.keys()))
+def test_guards_know_the_protocol_and_no_backend(module: str) -> None:
+    known = {name for name, _ in _imports(ast.parse(MODULES[module].read_text()))}
+    concrete = {name for name in MODULES if name.startswith("backends.")}
+    assert not known & {f"asyncguard.{name}" for name in concrete}
+
+
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if name.partition(".")[0] not in ("http", "service")]
+)
+def test_frameworks_and_drivers_are_imported_where_they_are_adapted(module: str) -> None:
+    outside = {
+        name.partition(".")[0] for name, late in _imports(ast.parse(MODULES[module].read_text())) if not late
+    }
+    assert not outside & _FRAMEWORKS
