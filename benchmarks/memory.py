@@ -1,4 +1,4 @@
-"""How much does a guard cost in one process, beside the locks that Python and anyio ship?
+"""What a guard costs in one process, beside the locks that Python and anyio ship.
 
 Rounds are interleaved (A B C A B C ...), so that whatever else the machine does meets all alike; a
 figure is the median of its rounds, and the bounds are on ratios within the run.
@@ -7,6 +7,7 @@ figure is the median of its rounds, and the bounds are on ratios within the run.
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import time
 import tracemalloc
@@ -18,7 +19,7 @@ from asyncguard import AsyncGuard
 from benchmarks.table import Row, interleaved
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from benchmarks.table import Progress
 
@@ -58,7 +59,7 @@ def _uncontended(progress: Progress) -> list[Row]:
         "AsyncGuard": lambda: guard,
         "anyio.CapacityLimiter": lambda: anyio.CapacityLimiter(1),
     }
-    runs = {name: (lambda make=make: asyncio.run(_in_loop(make))) for name, make in blocks.items()}
+    runs = {name: functools.partial(_run, _in_loop, make) for name, make in blocks.items()}
     spread = interleaved("uncontended enter + leave", runs, progress)
     ours = spread["AsyncGuard"]
     return [
@@ -71,6 +72,12 @@ def _uncontended(progress: Progress) -> list[Row]:
             aim=0.12,
         ),
     ]
+
+
+def _run(
+    measured: Callable[[Callable[[], Block]], Coroutine[Any, Any, float]], make: Callable[[], Block]
+) -> float:
+    return asyncio.run(measured(make))
 
 
 async def _in_loop(make: Callable[[], Block]) -> float:
@@ -93,7 +100,7 @@ async def _hand_over(make: Callable[[], Block]) -> float:
 def _handoff(progress: Progress) -> list[Row]:
     guard = AsyncGuard().guard("bench", max_waiting=None)
     blocks: dict[str, Callable[[], Block]] = {"asyncio.Lock": asyncio.Lock, "AsyncGuard": lambda: guard}
-    runs = {name: (lambda make=make: asyncio.run(_hand_over(make))) for name, make in blocks.items()}
+    runs = {name: functools.partial(_run, _hand_over, make) for name, make in blocks.items()}
     spread = interleaved("contended handoff, 100 tasks", runs, progress)
     return [
         Row("contended handoff among 100 tasks, us", spread),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 ROUNDS = 7
@@ -51,7 +51,7 @@ class Row:
         return f"{self.name:44}{self.ratio:10.2f}   {verdict}"
 
 
-def interleaved(what: str, runs: dict[str, Callable[[], float]], progress: Progress) -> dict[str, float]:
+def interleaved(what: str, runs: Mapping[str, Callable[[], float]], progress: Progress) -> dict[str, float]:
     """Run all in turn, several times, and take the median of each."""
     figures: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(ROUNDS):

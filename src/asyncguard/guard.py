@@ -12,7 +12,7 @@ from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
 from asyncguard.permit import Permit, exchange, new_permit, open_scope, scope_here, scope_var
-from asyncguard.running import current_task
+from asyncguard.running import current_task, running_tasks
 from asyncguard.ticket import ALL, EXCLUSIVE, NEW, Declaration, Terms
 from asyncguard.wrap import Wrapper
 
@@ -147,7 +147,15 @@ class Guard:
             return permit
         backend = self.bound_to or self._bind()
         scope = scope_var.get()
-        if scope is None or scope.task() is not current_task():
+        if scope is None or not (
+            # As is_here, in place.
+            (
+                len(running_tasks) == 1
+                and scope.loop is not None
+                and running_tasks.get(scope.loop) is scope.task()
+            )
+            or scope.task() is current_task()
+        ):
             scope = open_scope()
         permit = Permit()  # as new_permit does it; see `Ticket` for why there is no constructor
         permit.id = 0
@@ -377,8 +385,10 @@ class Guard:
         row.permits.append(permit)
         if row.timer is None:
             row.set_timer()
-        permit.backend.waits(permit)
-        if permit.state not in ("new", "waiting"):  # another thread was faster, and found nobody to tell
+        if permit.state == "waiting":
+            if permit.partition.gated:
+                permit.backend.waits(permit)
+        elif permit.state != "new":  # another thread was faster, and found nobody to tell
             future.set_result(None)
         return future
 
@@ -396,7 +406,12 @@ class Guard:
         Raises:
             Refused: it wasn't a permit.
         """
-        permit.row.forget(permit)
+        permits = permit.row.permits
+        if permits and permits[0] is permit:  # as forget does it, in place
+            permit.future = None
+            permits.popleft()
+        else:
+            permit.row.forget(permit)
         if permit.state == "waiting":
             permit.backend.leave(permit, reason)
         if permit.state != "held":

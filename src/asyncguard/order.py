@@ -187,8 +187,9 @@ class FairQueue:
     """Tenants take turns: next is the first in line of the tenant that had least per share.
 
     Start-time fair queueing with the charge taken at the grant and corrected at the release, so
-    that waiting and leaving cost nothing. V is the tag of the tenant last granted, before its
-    charge; a tenant that becomes active starts at V or above, so that nobody saves up turns.
+    that waiting and leaving cost nothing. V is what the tenant last granted had received by then for
+    holds that have ended; a tenant that becomes active starts at V or above, so that nobody saves up
+    turns. Why charges for holds that go on aren't in V: docs/decisions/0002-fair-order.md.
     """
 
     __slots__ = ("_debts", "_tenants", "_turns", "_virtual", "_waiting", "_weights")
@@ -234,18 +235,24 @@ class FairQueue:
         return self._weights.last().line.last()
 
     def ahead_of(self, ticket: Ticket) -> int:
-        rank = self._tenants[ticket.terms.tenant].line.rank(ticket.score, ticket.arrival)
-        return min(rank * len(self._turns), self._waiting - 1)
+        tenant = self._tenants[ticket.terms.tenant]
+        turn = self._turns.rank(*tenant.turn) if tenant.turn else 0
+        rank = tenant.line.rank(ticket.score, ticket.arrival)
+        return min(turn + rank * len(self._turns), self._waiting - 1)
 
     def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
-        turns = [(*tenant.turn, tenant.share, iter(tenant.line)) for tenant in self._turns if tenant.turn]
+        turns = []
+        for tenant in self._turns:
+            line = iter(tenant.line)
+            first = next(line)
+            turns.append((tenant.tag, first.arrival, first, line, tenant.share))
         heapify(turns)
         while turns:
-            tag, arrival, share, line = heappop(turns)
-            ticket = next(line, None)
-            if ticket is not None:
-                yield ticket
-                heappush(turns, (tag + cost(ticket) / share, arrival, share, line))
+            tag, _, ticket, line, share = heappop(turns)
+            yield ticket
+            following = next(line, None)
+            if following is not None:
+                heappush(turns, (tag + cost(ticket) / share, following.arrival, following, line, share))
 
     def granted(self, ticket: Ticket, cost: float) -> None:
         tenant = self._tenants[ticket.terms.tenant]

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING, Any
 
-if sys.version_info >= (3, 12):
-    from asyncio import current_task
-else:
+if TYPE_CHECKING or sys.version_info >= (3, 12):
     import asyncio
-    from asyncio.tasks import _current_tasks  # type: ignore[attr-defined]
-    from typing import Any
+    from asyncio import current_task
 
-    # Python 3.11 asks the system for the process id each time, which takes longer than all the rest
-    # of entering a guard. As long as one loop runs a task in all the process, it is this one.
+    running_tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
+    """What each loop runs, where `current_task` costs more; elsewhere empty."""
+else:
+    from asyncio import current_task
+    from asyncio.tasks import _current_tasks as running_tasks
 
-    def current_task() -> asyncio.Task[Any] | None:
-        """Find the running task."""
-        if len(_current_tasks) == 1:
-            task: asyncio.Task[Any]
-            for task in _current_tasks.values():
-                return task
-        return asyncio.current_task()
+    # Python 3.11 asks the system for the process id to find the running loop, which takes longer than
+    # all the rest of entering a guard. While one loop alone runs a task in all the process, it is this
+    # one, and `running_tasks` can be asked instead.
 
-
-__all__ = ["current_task"]
+__all__ = ["current_task", "running_tasks"]

@@ -48,10 +48,14 @@ class Wrapper:
         _check_function(func)
         key_of = None if self._key is None else _key_reader(func, self._key)
         guard, ask = self._guard, self._ask
+        plain = key_of is None and not ask and _is_async(func)
         run = _run if _is_async(func) else functools.partial(_run_in_thread, guard)
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
+            if plain:
+                async with guard:
+                    return await func(*args, **kwargs)
             key = None if key_of is None else key_of(args, kwargs)
             return await run(guard.permit(key=key, **ask), func, args, kwargs)
 
