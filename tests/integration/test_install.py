@@ -76,6 +76,7 @@ def assert_problem(response: Any) -> None:
     assert problem["title"] == "Service Unavailable"
     assert problem["status"] == 503
     assert problem["detail"]
+    assert "max_" not in response.text, "how many may wait is nobody else's business"
 
 
 # --- refusals ----------------------------------------------------------------------------------

@@ -7,9 +7,12 @@ import math
 import random
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from asyncguard.errors import REFUSALS, PermitLost, Refused, WouldBlock
+
+if TYPE_CHECKING:
+    from asyncguard.errors import Reason
 
 MEDIA_TYPE: Final = "application/problem+json"
 
@@ -44,7 +47,7 @@ def problem(error: Refused | WouldBlock | PermitLost) -> Problem:
         "type": "about:blank",
         "title": status.phrase,
         "status": status.value,
-        "detail": str(error),
+        "detail": _detail(error),
     }
     estimated_wait = None
     if isinstance(error, Refused):
@@ -61,6 +64,29 @@ def problem(error: Refused | WouldBlock | PermitLost) -> Problem:
         ("retry-after", str(retry_after(estimated_wait))),
     )
     return Problem(status.value, headers, content)
+
+
+_DETAILS: Final[dict[Reason, str]] = {
+    "full": "As many requests wait as may wait.",
+    "hopeless": "The wait would be longer than the request may wait.",
+    "timeout": "The request waited for as long as it may, and its turn did not come.",
+    "too_large": "The request asks for more at once than there is.",
+    "paused": "The work is paused.",
+    "draining": "The server is shutting down.",
+    "evicted": "An operator took the request out of the queue.",
+    "superseded": "The request had been given up before it arrived.",
+    "too_many_keys": "Too many different keys are in use.",
+    "unavailable": "It can't be found out whose turn it is.",
+}
+"""What clients are told: an error's own message is for those who run the service, and tells its limits."""
+
+
+def _detail(error: Refused | WouldBlock | PermitLost) -> str:
+    if isinstance(error, Refused):
+        return _DETAILS[error.reason]
+    if isinstance(error, WouldBlock):
+        return "It is somebody else's turn."
+    return "The work was cancelled before it was done."
 
 
 def retry_after(estimated_wait: float | None) -> int:
@@ -92,8 +118,7 @@ _SCHEMA: Final[dict[str, Any]] = {
         "type": "about:blank",
         "title": HTTPStatus.SERVICE_UNAVAILABLE.phrase,
         "status": HTTPStatus.SERVICE_UNAVAILABLE.value,
-        "detail": "guard 'report': the wait would be longer than the 30 s that the call is prepared to wait; "
-        "a new ticket would wait about 42.5 s",
+        "detail": _DETAILS["hopeless"],
         "guard": "report",
         "reason": "hopeless",
         "estimated_wait": 42.5,
