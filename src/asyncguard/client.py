@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from typing import TYPE_CHECKING, final
 
@@ -47,10 +48,11 @@ class Client:
 class Row:
     """Permits whose tickets wait on one loop for equally long, so that the first gives up first."""
 
-    __slots__ = ("_clock", "_gone", "_patience", "loop", "permits", "timer")
+    __slots__ = ("_clock", "_gone", "_patience", "loop", "permits", "thread", "timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, patience: int | None) -> None:
         self.loop = loop
+        self.thread = threading.get_ident()
         self._clock = clock
         self._patience = patience
         self.permits: deque[Permit] = deque()

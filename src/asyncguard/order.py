@@ -18,6 +18,8 @@ GONE = -1
 """Score of a ticket that waits no more."""
 _FEW = 32
 """Of these, how many may lie about."""
+_DEBTS = 64
+"""How many tenants that have nothing here are remembered, beside two for each that waits."""
 
 
 class Queue(Protocol):
@@ -189,7 +191,8 @@ class FairQueue:
     Start-time fair queueing with the charge taken at the grant and corrected at the release, so
     that waiting and leaving cost nothing. V is what the tenant last granted had received by then for
     holds that have ended; a tenant that becomes active starts at V or above, so that nobody saves up
-    turns. Why charges for holds that go on aren't in V: docs/decisions/0002-fair-order.md.
+    turns. Why charges for holds that go on aren't in V, and what becomes of tenants that came once:
+    docs/decisions/0007-fair-order.md.
     """
 
     __slots__ = ("_debts", "_tenants", "_turns", "_virtual", "_waiting", "_weights")
@@ -208,6 +211,7 @@ class FairQueue:
         return None
 
     def add(self, ticket: Ticket) -> None:
+        self._forgive()
         terms = ticket.terms
         tenant = self._tenants.get(terms.tenant)
         if tenant is None:
@@ -267,9 +271,10 @@ class FairQueue:
     def released(self, ticket: Ticket, cost: float) -> None:
         tenant = self._tenants[ticket.terms.tenant]
         tenant.tag += cost / tenant.share - ticket.charged
-        tenant.advanced -= ticket.charged
         tenant.holding -= 1
+        tenant.advanced = tenant.advanced - ticket.charged if tenant.holding else 0.0
         self._place(tenant)
+        self._forgive()
 
     def _place(self, tenant: _Tenant) -> None:
         """Put a tenant where it now stands among those that wait, or those that owe."""
@@ -290,8 +295,14 @@ class FairQueue:
             self._debts.add(*tenant.debt, tenant)
 
     def _forgive(self) -> None:
-        """Forget the tenants that have nothing here and whose tag is behind V."""
-        while self._debts and self._debts.first().tag <= self._virtual:
+        """Forget the tenants that have nothing here and whose tag is behind V.
+
+        Where they are many V goes after them: if all tenants came once it would else stand still, and
+        whoever came again would wait behind all that are new.
+        """
+        many = _DEBTS + 2 * len(self._turns)
+        while self._debts and (self._debts.first().tag <= self._virtual or len(self._debts) > many):
             tenant = self._debts.first()
+            self._virtual = max(self._virtual, tenant.tag)
             self._debts.remove(tenant.tag, tenant.born)
             del self._tenants[tenant.name]

@@ -139,17 +139,17 @@ class Statistics:
     def digest(self) -> None:
         """Count the fresh."""
         fresh = self.fresh
-        while fresh:
-            ticket = fresh.popleft()
-            hold = ticket.ended - ticket.granted
-            self._ended += 1
-            self.waits.append(ticket.granted - ticket.arrival)
-            self.holds.append(hold)
-            self._batch.append(hold)
-            if len(self._batch) == BATCH or (not self.mean_hold and len(self._batch) == _ENOUGH_HOLDS):
-                mean = sum(self._batch) / len(self._batch)
-                self.mean_hold = (self.mean_hold + mean) / 2 if self.mean_hold else mean
-                self._batch.clear()
+        tickets = [fresh.popleft() for _ in range(len(fresh))]
+        holds = [ticket.ended - ticket.granted for ticket in tickets]
+        self._ended += len(tickets)
+        self.holds.extend(holds)
+        self.waits.extend([ticket.granted - ticket.arrival for ticket in tickets])
+        self._batch += holds
+        while len(self._batch) >= (BATCH if self.mean_hold else _ENOUGH_HOLDS):
+            size = BATCH if self.mean_hold else _ENOUGH_HOLDS
+            mean = sum(self._batch[:size]) / size
+            self.mean_hold = (self.mean_hold + mean) / 2 if self.mean_hold else mean
+            del self._batch[:size]
 
     @property
     def ended(self) -> int:

@@ -73,23 +73,29 @@ class MemoryBackend:
     # partition is quick. (And the lock is taken by hand, as `with` costs twice as much.)
 
     def enter(self, ticket: Ticket, *, wait: bool = True) -> None:
+        # Only terms that are plain have a place.
         partition: Partition | None = ticket.terms.place if ticket.key is None else None
-        if partition is not None and partition.quick and not partition.waiting:
-            holders = partition.holders
-            holders.add(ticket)
-            if len(holders) == 1 and not partition.waiting and partition.quick:
-                now = self._now()
-                if now < partition.next_grant:
-                    now = partition.next_grant
-                partition.next_grant = now + TICKS_PER_MICROSECOND
-                ticket.arrival = ticket.granted = now
-                ticket.partition = partition
-                ticket.state = "held"
-                return
-            holders.discard(ticket)
-        self._enter(ticket, partition, wait=wait)
+        if partition is not None and partition.quick:
+            if partition.waiting:
+                if wait and self._queue(ticket, partition):
+                    return
+            else:
+                holders = partition.holders
+                holders.add(ticket)
+                if len(holders) == 1 and not partition.waiting and partition.quick:
+                    now = self._now()
+                    if now < partition.next_grant:
+                        now = partition.next_grant
+                    partition.next_grant = now + TICKS_PER_MICROSECOND
+                    ticket.arrival = ticket.granted = now
+                    ticket.partition = partition
+                    ticket.state = "held"
+                    return
+                holders.discard(ticket)
+        self._enter(ticket, wait=wait)
 
-    def _enter(self, ticket: Ticket, partition: Partition | None, *, wait: bool) -> None:
+    def _queue(self, ticket: Ticket, partition: Partition) -> bool:
+        """Queue behind others; False where the partition isn't quick any more, or nobody waits."""
         changed: list[Ticket] = []
         lock = self._lock
         lock.acquire()
@@ -98,53 +104,52 @@ class MemoryBackend:
             raise RuntimeError(_BUSY)
         self._busy = True
         try:
+            line = partition.line
+            if line is None or not partition.waiting or not partition.quick:
+                return False
             now = self._now()
-            if partition is None:
-                partition = self._partition_for(ticket, now)
-            if partition is None:
-                return
+            arrival = partition.last_arrival + 1
+            if arrival < now:
+                arrival = now
+            partition.last_arrival = ticket.arrival = ticket.score = arrival
+            ticket.partition = partition
+            ticket.state = "waiting"
+            line.append(ticket)
+            waiting = partition.waiting = partition.waiting + 1
+            if not partition.holders:  # one that came in without the lock, and went out, was in the way
+                partition.advance(now)
+                changed, partition.admission.changed = partition.admission.changed, changed
+            statistics = partition.statistics
+            if len(statistics.fresh) >= BATCH or not statistics.mean_hold:
+                statistics.digest()
+            patience = ticket.terms.patience
             if (
-                wait
-                and partition.line is not None
-                and partition.waiting
-                and partition.quick
-                and ticket.terms.plain
-            ):
-                self._queue(ticket, partition, partition.line, now)
-            else:
-                partition.enter(ticket, now, wait)
-                partition.admission.retire(partition, now)
-            admission = partition.admission
-            if admission.changed:
-                changed, admission.changed = admission.changed, changed
+                waiting > partition.max_waiting
+                or (patience is not None and waiting * statistics.mean_hold >= patience)
+            ) and ticket.state == "waiting":
+                partition.refuse_at_the_door(ticket, now)
         finally:
             self._busy = False
             lock.release()
             if self._abandoned:
                 self._drain()
+        if changed:
+            self._follow_up(partition, changed)
+        return True
+
+    def _enter(self, ticket: Ticket, *, wait: bool) -> None:
+        with self._alone() as alone:
+            self._insist(alone)
+            now = self._now()
+            partition = self._partition_for(ticket, now)
+            if partition is None:
+                return
+            partition.enter(ticket, now, wait)
+            admission = partition.admission
+            admission.retire(partition, now)
+            changed, admission.changed = admission.changed, []
         if changed or partition.gated:
             self._follow_up(partition, changed)
-
-    @staticmethod
-    def _queue(ticket: Ticket, partition: Partition, line: deque[Ticket], now: int) -> None:
-        arrival = partition.last_arrival + 1
-        if arrival < now:
-            arrival = now
-        partition.last_arrival = ticket.arrival = ticket.score = arrival
-        ticket.partition = partition
-        ticket.state = "waiting"
-        line.append(ticket)
-        waiting = partition.waiting = partition.waiting + 1
-        if not partition.holders:  # one that came in without the lock, and went out, was in the way
-            partition.advance(now)
-        statistics = partition.statistics
-        if len(statistics.fresh) >= BATCH or not statistics.mean_hold:
-            statistics.digest()
-        patience = ticket.terms.patience
-        if waiting > partition.max_waiting or (
-            patience is not None and waiting * statistics.mean_hold >= patience
-        ):
-            partition.refuse_at_the_door(ticket, now)
 
     def leave(self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True) -> None:
         state = ticket.state
