@@ -42,6 +42,7 @@ class Admission:
 
     __slots__ = (
         "_lingering",
+        "_spare",
         "changed",
         "epoch",
         "ids",
@@ -67,6 +68,8 @@ class Admission:
         self.statistics = Statistics()
         self.changed: list[Ticket] = []
         """Tickets granted, refused or lost by a step that another ticket or time caused."""
+        self._spare: Partition | None = None
+        """The last partition that was deleted, as good as new."""
         self._lingering: list[tuple[int, str]] = []
         """Heap of (tick, key): partitions that are empty, and idle from that tick on."""
 
@@ -98,6 +101,7 @@ class Admission:
         self._settle(now)
 
     def _settle(self, now: int) -> None:
+        self._spare = None
         for partition in list(self.partitions.values()):
             partition.settle(now)
             self.retire(partition, now)
@@ -109,7 +113,12 @@ class Admission:
             self._sweep(now)
             if key is not None and len(self.partitions) >= self.rules.max_keys:
                 return None
-            partition = self.partitions[key] = Partition(self, key)
+            partition, self._spare = self._spare, None
+            if partition is None:
+                partition = Partition(self, key)
+            partition.key = key
+            partition.next_grant = 0
+            self.partitions[key] = partition
         return partition
 
     def refuse_key(self, ticket: Ticket) -> None:
@@ -129,6 +138,7 @@ class Admission:
             return
         if idle_from <= now:
             del self.partitions[key]
+            self._spare = partition if partition.quick else None
         else:
             partition.lingers = True
             heappush(self._lingering, (idle_from, key))
@@ -250,6 +260,11 @@ class Partition:
         if ticket.terms.permits > self.limit:
             self._refuse(ticket, "too_large", now)
             return
+        if self.quick and not self.waiting and ticket.terms.plain and self._fits(ticket, now):
+            ticket.arrival = now  # it would be queued, and granted at once
+            ticket.partition = self
+            if self._grant(ticket, now):
+                return
         self._enqueue(ticket, now)
         self._advance_for(ticket, now)
         if ticket.state == "waiting":
@@ -274,8 +289,8 @@ class Partition:
             ticket.partition, ticket.arrival, ticket.state = self, known.arrival, known.state
             if known.state == "held":
                 ticket.granted = known.granted
-        elif self._leases.is_buried(ticket):
-            self._refuse(ticket, "superseded", now)
+        elif (reason := self._leases.why_buried(ticket)) is not None:
+            self._refuse(ticket, reason, now)
         return ticket.state != "new"
 
     def leave(self, ticket: Ticket, now: int, reason: Reason | None = None, *, finished: bool = True) -> None:
@@ -338,6 +353,8 @@ class Partition:
         if ticket.state == "held":
             self._release(ticket, now)
             self.statistics.released(ticket, finished=False)
+            if ticket.terms.lease and self._leases is not None:
+                self._leases.bury(ticket, now, "evicted")
             ticket.state = "lost"
         elif ticket.state == "waiting":
             self._turn_away(ticket, "evicted", now)
@@ -621,8 +638,10 @@ class Partition:
             self._leases.remove(ticket)
 
     def _turn_away(self, ticket: Ticket, reason: Reason, now: int) -> None:
-        """Refuse a ticket that waits."""
+        """Refuse a ticket that waits; with a lease, also when it comes again."""
         self._withdraw(ticket)
+        if ticket.terms.lease and self._leases is not None:
+            self._leases.bury(ticket, now, reason)
         self._refuse(ticket, reason, now)
 
     def _refuse(self, ticket: Ticket, reason: Reason, now: int) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
+from asyncio import Future
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
 
 from asyncguard.checks import check_number, check_text, check_whole
@@ -17,8 +17,10 @@ from asyncguard.ticket import ALL, EXCLUSIVE, NEW, Declaration, Terms
 from asyncguard.wrap import Wrapper
 
 if TYPE_CHECKING:
+    import asyncio
+    import concurrent.futures
     from collections.abc import Awaitable, Callable, Coroutine
-    from concurrent.futures import Executor, Future
+    from concurrent.futures import Executor
     from types import TracebackType
 
     from asyncguard.backends import Backend
@@ -142,18 +144,15 @@ class Guard:
 
     async def __aenter__(self) -> Permit:
         if self._special:
-            permit = await self._enter(self._terms, None)
-            self._open_block(permit)
+            here = scope_here()
+            permit = await self._enter(self._terms, None, here)
+            self._open_block(permit, here)
             return permit
         backend = self.bound_to or self._bind()
         scope = scope_var.get()
         if scope is None or not (
             # As is_here, in place.
-            (
-                len(running_tasks) == 1
-                and scope.loop is not None
-                and running_tasks.get(scope.loop) is scope.task()
-            )
+            (len(running_tasks) == 1 and running_tasks.get(scope.loop, scope) is scope.task())
             or scope.task() is current_task()
         ):
             scope = open_scope()
@@ -174,7 +173,12 @@ class Guard:
             except BaseException as error:
                 self._withdraw(permit, error)
                 raise
-            self._conclude(permit, reason)
+            permits = permit.row.permits
+            if permit.state == "held" and permits and permits[0] is permit:
+                permit.future = None  # as _conclude does it, in place
+                permits.popleft()
+            else:
+                self._conclude(permit, reason)
         permit.scope = scope
         if permit.state != "held":
             raise self._lost_already(permit)
@@ -254,7 +258,7 @@ class Guard:
         return self._acquire(*self._terms_for(key, ask))
 
     async def _acquire(self, terms: Terms, key: str | None) -> Permit:
-        return (await self._enter(terms, key)).handle()
+        return (await self._enter(terms, key, scope_here())).handle()
 
     def acquire_nowait(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Permit:
         """Take a permit that is free right now, in order.
@@ -323,10 +327,9 @@ class Guard:
         text = None if key is None else as_key(key)
         return (terms_for(self._terms, ask) if ask else self._terms), text
 
-    async def _enter(self, terms: Terms, key: str | None) -> Permit:
+    async def _enter(self, terms: Terms, key: str | None, scope: Scope) -> Permit:
         """Become a permit, by the same steps as `__aenter__`."""
         backend = self.bound_to or self._bind()
-        scope = scope_here()
         permit = new_permit(backend.new_id(), terms, key, backend)
         answer = backend.enter(permit)
         if answer is not None or permit.state != "held":
@@ -342,8 +345,8 @@ class Guard:
         self._begin(permit)
         return permit
 
-    def _open_block(self, permit: Permit) -> None:
-        permit.open_block()
+    def _open_block(self, permit: Permit, scope: Scope) -> None:
+        permit.open_block(scope)
         if permit.state != "held":
             raise self._lost_already(permit)
 
@@ -364,7 +367,7 @@ class Guard:
             permit.end(finished=False)
             raise
 
-    def _expect(self, permit: Permit, scope: Scope) -> asyncio.Future[Reason | None]:
+    def _expect(self, permit: Permit, scope: Scope) -> Future[Reason | None]:
         """Make what to wait on for a permit that wasn't granted at once.
 
         Raises:
@@ -373,22 +376,24 @@ class Guard:
         """
         if scope.innermost is not None:
             self._check_deadlock(permit, scope)
-        if permit.state == "refused":
-            raise self._refusal(permit, None)
-        if permit.state == "new":  # the answer is still on its way
-            permit.arrival = self._hub.clock.now()
+        waits = permit.state == "waiting"
+        if not waits:
+            if permit.state == "refused":
+                raise self._refusal(permit, None)
+            if permit.state == "new":  # the answer is still on its way
+                permit.arrival = self._hub.clock.now()
         row = self._row
         if row is None or row.loop is not scope.loop or permit.terms is not self._terms:
             row = self._row_for(permit)
         permit.row = row
-        future = permit.future = asyncio.Future(loop=row.loop)
+        future = permit.future = Future(loop=row.loop)
         row.permits.append(permit)
         if row.timer is None:
             row.set_timer()
-        if permit.state == "waiting":
-            if permit.partition.gated:
-                permit.backend.waits(permit)
-        elif permit.state != "new":  # another thread was faster, and found nobody to tell
+        if waits and permit.partition.gated:
+            permit.backend.waits(permit)
+        if permit.state != "waiting" and permit.state != "new":
+            # Another thread was faster, and found nobody to tell.
             future.set_result(None)
         return future
 
@@ -406,15 +411,9 @@ class Guard:
         Raises:
             Refused: it wasn't a permit.
         """
-        permits = permit.row.permits
-        if permits and permits[0] is permit:  # as forget does it, in place
-            permit.future = None
-            permits.popleft()
-        else:
-            permit.row.forget(permit)
-        if permit.state == "waiting":
-            permit.backend.leave(permit, reason)
+        permit.row.forget(permit)
         if permit.state != "held":
+            permit.backend.leave(permit, reason)
             raise self._refusal(permit, reason)
 
     def _withdraw(self, permit: Permit, error: BaseException) -> None:
@@ -475,14 +474,15 @@ class Entry:
         self._terms = terms
         self._key = key
         self._permit: Permit | None = None
-        self.work: Future[Any] | None = None
+        self.work: concurrent.futures.Future[Any] | None = None
         """A thread's work, with which the permit ends if the block is left before."""
 
     async def __aenter__(self) -> Permit:
         if self._permit is not None:
             raise RuntimeError("this block was entered before: call guard.permit() for each")
-        permit = self._permit = await self._guard._enter(self._terms, self._key)  # noqa: SLF001
-        self._guard._open_block(permit)  # noqa: SLF001
+        scope = scope_here()
+        permit = self._permit = await self._guard._enter(self._terms, self._key, scope)  # noqa: SLF001
+        self._guard._open_block(permit, scope)  # noqa: SLF001
         return permit
 
     async def __aexit__(

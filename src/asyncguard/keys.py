@@ -31,10 +31,11 @@ def as_key(value: Key, what: str = "key") -> str:
         TypeError: it isn't a str, int, UUID or Enum; None in particular is no key.
         ValueError: it is empty, too long, or can't be encoded as UTF-8.
     """
-    if isinstance(value, enum.Enum):
-        value = value.value
-    if isinstance(value, int | uuid.UUID):
-        value = str(value)
+    if type(value) is not str:
+        if isinstance(value, enum.Enum):
+            value = value.value
+        if isinstance(value, int | uuid.UUID):
+            value = str(value)
     if not isinstance(value, str):
         raise TypeError(f"{what}: expected a str, int, UUID or Enum, got {type(value).__name__}")
     return _as_text(what, value, MAX_KEY)

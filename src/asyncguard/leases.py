@@ -10,6 +10,7 @@ from asyncguard.sortedqueue import SortedQueue
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from asyncguard.errors import Reason
     from asyncguard.ticket import Ticket
 
 
@@ -25,8 +26,8 @@ class Leases:
     def __init__(self) -> None:
         self._tickets: dict[int | str, Ticket] = {}
         self._expiries: SortedQueue[Ticket] = SortedQueue()
-        self._tombstones: OrderedDict[int | str, int] = OrderedDict()
-        """The tick until which an id may not enter, oldest first."""
+        self._tombstones: OrderedDict[int | str, tuple[int, Reason]] = OrderedDict()
+        """The tick until which an id may not enter and what it is told, oldest first."""
 
     def find(self, ticket: Ticket) -> Ticket | None:
         """Find the ticket that was entered with the same id."""
@@ -49,20 +50,21 @@ class Leases:
         del self._tickets[ticket.id]
         self._expiries.remove(ticket.expires, ticket.arrival)
 
-    def bury(self, ticket: Ticket, now: int) -> None:
-        """Have an id refused from now on, for two leases."""
-        self._tombstones[ticket.id] = now + 2 * ticket.terms.lease
+    def bury(self, ticket: Ticket, now: int, reason: Reason = "superseded") -> None:
+        """Have an id that ended refused from now on, for two leases, with this reason."""
+        self._tombstones[ticket.id] = (now + 2 * ticket.terms.lease, reason)
         self._tombstones.move_to_end(ticket.id)
 
-    def is_buried(self, ticket: Ticket) -> bool:
-        """Whether the ticket has ended."""
-        return ticket.id in self._tombstones
+    def why_buried(self, ticket: Ticket) -> Reason | None:
+        """Find out why a ticket is refused that has ended; None: it hasn't."""
+        tombstone = self._tombstones.get(ticket.id)
+        return None if tombstone is None else tombstone[1]
 
     def expired(self, now: int) -> Iterator[Ticket]:
         """The tickets whose lease is over, each until it is removed; tombstones are dropped by the way."""
         while self._expiries and self._expiries.first().expires <= now:
             yield self._expiries.first()
-        while self._tombstones and next(iter(self._tombstones.values())) <= now:
+        while self._tombstones and next(iter(self._tombstones.values()))[0] <= now:
             self._tombstones.popitem(last=False)
 
     def next_expiry(self) -> int | None:
@@ -71,4 +73,4 @@ class Leases:
 
     def last_tombstone(self) -> int:
         """The tick from which on no tombstone is left."""
-        return max(self._tombstones.values(), default=0)
+        return max((until for until, _ in self._tombstones.values()), default=0)

@@ -189,10 +189,9 @@ class FairQueue:
     """Tenants take turns: next is the first in line of the tenant that had least per share.
 
     Start-time fair queueing with the charge taken at the grant and corrected at the release, so
-    that waiting and leaving cost nothing. V is what the tenant last granted had received by then for
-    holds that have ended; a tenant that becomes active starts at V or above, so that nobody saves up
-    turns. Why charges for holds that go on aren't in V, and what becomes of tenants that came once:
-    docs/decisions/0007-fair-order.md.
+    that waiting and leaving cost nothing. V is the most that a tenant had received, for holds that
+    have ended, when it was granted; a tenant that becomes active starts at V or above, so that
+    nobody saves up turns: docs/decisions/0007-fair-order.md.
     """
 
     __slots__ = ("_debts", "_tenants", "_turns", "_virtual", "_waiting", "_weights")
@@ -260,7 +259,7 @@ class FairQueue:
 
     def granted(self, ticket: Ticket, cost: float) -> None:
         tenant = self._tenants[ticket.terms.tenant]
-        self._virtual = tenant.tag - tenant.advanced
+        self._virtual = max(self._virtual, tenant.tag - tenant.advanced)
         ticket.charged = cost / tenant.share
         tenant.tag += ticket.charged
         tenant.advanced += ticket.charged

@@ -86,9 +86,12 @@ def open_scope() -> Scope:
 def scope_here() -> Scope:
     """Find or begin the scope of the running task."""
     scope = scope_var.get()
-    if scope is None or scope.task() is not current_task():
-        scope = open_scope()
-    return scope
+    if scope is not None:
+        if len(running_tasks) == 1 and running_tasks.get(scope.loop, scope) is scope.task():
+            return scope
+        if scope.task() is current_task():
+            return scope
+    return open_scope()
 
 
 def open_scope_of_thread(permit: Permit) -> None:
@@ -235,11 +238,17 @@ class Permit(Ticket):
 
     def notify(self) -> bool:
         """Hear that the backend changed the state, from any thread; False where nobody hears."""
-        if self.future is not None:
-            return self.wake()
-        if self.state == "lost":
-            self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
-        return True
+        future = self.future
+        if future is None:
+            if self.state == "lost":
+                self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
+            return True
+        row = self.row
+        if len(running_tasks) == 1 and row.loop in running_tasks and threading.get_ident() == row.thread:
+            if not future.done():  # as wake does it, in place
+                future.set_result(None)
+            return True
+        return self.wake()
 
     def wake(self, reason: Reason | None = None) -> bool:
         """End the wait, from any thread; False where its loop is closed."""
@@ -310,9 +319,9 @@ class Permit(Ticket):
 
     # --- the permit of a block -----------------------------------------------------------------
 
-    def open_block(self) -> None:
-        """Begin the block of the running task."""
-        self.scope = scope = scope_here()
+    def open_block(self, scope: Scope) -> None:
+        """Begin a block of the running task, whose scope it is."""
+        self.scope = scope
         self.outer = scope.innermost
         scope.innermost = self
 

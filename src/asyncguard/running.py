@@ -6,11 +6,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING or sys.version_info >= (3, 12):
-    import asyncio
     from asyncio import current_task
 
-    running_tasks: dict[asyncio.AbstractEventLoop, asyncio.Task[Any]] = {}
-    """What each loop runs, where `current_task` costs more; elsewhere empty."""
+    running_tasks: dict[Any, Any] = {}
+    """The task that each loop runs, where `current_task` costs more; elsewhere empty."""
 else:
     from asyncio import current_task
     from asyncio.tasks import _current_tasks as running_tasks

@@ -350,12 +350,24 @@ def entering_again_is_entering_anew(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_tombstone_is_ignored(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Leases, "is_buried", lambda self, ticket: False)
+    patch.setattr(Leases, "why_buried", lambda self, ticket: None)
+
+
+def who_was_known_leaves_no_tombstone(patch: pytest.MonkeyPatch) -> None:
+    original = Leases.bury
+
+    def mutated(self: Leases, ticket: Any, now: int, *why: Any) -> None:
+        if self.find(ticket) is None:
+            original(self, ticket, now, *why)
+
+    patch.setattr(Leases, "bury", mutated)
 
 
 def a_tombstone_lasts_for_one_lease(patch: pytest.MonkeyPatch) -> None:
     original = Leases.bury
-    patch.setattr(Leases, "bury", lambda self, ticket, now: original(self, ticket, now - ticket.terms.lease))
+    patch.setattr(
+        Leases, "bury", lambda self, ticket, now, *why: original(self, ticket, now - ticket.terms.lease, *why)
+    )
 
 
 def a_tombstone_goes_with_its_partition(patch: pytest.MonkeyPatch) -> None:
@@ -396,7 +408,7 @@ MUTANTS = {
         _forgets_to_advance("settle"), PLAIN
     ),
     "a token repeats": Mutant(a_token_repeats, PLAIN),
-    "a partition is forgotten too soon": Mutant(a_partition_is_forgotten_too_soon, PLAIN),
+    "a partition is forgotten too soon": Mutant(a_partition_is_forgotten_too_soon, WIDE),
     "a partition is never forgotten": Mutant(a_partition_is_never_forgotten, PLAIN),
     "a pace is forgotten with its partition": Mutant(a_partition_is_forgotten_too_soon, PACED),
     "what an operator set is forgotten": Mutant(what_an_operator_set_is_forgotten, PLAIN),
@@ -420,6 +432,7 @@ MUTANTS = {
     "a renewal extends by two leases": Mutant(a_renewal_extends_by_two_leases, LEASED),
     "entering again is entering anew": Mutant(entering_again_is_entering_anew, LEASED),
     "a tombstone is ignored": Mutant(a_tombstone_is_ignored, LATE),
+    "who was known leaves no tombstone": Mutant(who_was_known_leaves_no_tombstone, LATE),
     "a tombstone lasts for one lease": Mutant(a_tombstone_lasts_for_one_lease, LATE),
     "a tombstone goes with its partition": Mutant(a_tombstone_goes_with_its_partition, LATE),
     "a lease outlives its ticket": Mutant(a_lease_outlives_its_ticket, LEASED),

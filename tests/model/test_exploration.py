@@ -35,9 +35,7 @@ SETUPS = {
     "leases": Setup(ONES, lease=2, evicts=True),
     "leases, newest first": Setup(ONES, lease=2, max_waiting=1, order="lifo"),
     "leases, one or two permits": Setup((Ask(), Ask(permits=2)), limit=2, lease=2, limits=(1,), evicts=True),
-    "leases, one, two or all permits": Setup(
-        MIXED, limit=2, lease=1, limits=(1,), evicts=True, pauses=("key",)
-    ),
+    "leases, one, two or all permits": Setup(MIXED, limit=2, lease=1, limits=(1,)),
     "leases at a pace": Setup((Ask(permits=2), Ask(permits=0)), limit=2, lease=2, rate=PACE),
     "leases in bursts": Setup(ONES, limit=2, lease=1, rate=BURST, max_waiting=0),
     "late enters": Setup((Ask(), Ask()), lease=2, vanishes=True, max_waiting=1, evicts=True),

@@ -243,4 +243,4 @@ class MemoryAgainstRules(RuleBasedStateMachine):
 
 
 TestMemoryAgainstRules = MemoryAgainstRules.TestCase
-TestMemoryAgainstRules.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+TestMemoryAgainstRules.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)

@@ -133,7 +133,7 @@ class World:
         self.paused: tuple[str, ...] = ()
         self.last_arrival = 0
         self.tombstones: dict[int | str, int] = {}
-        """Ids that left without being known, and the tick until which that is remembered."""
+        """Ids of tickets that ended, and the tick until which that is remembered."""
 
     # --- what may happen -----------------------------------------------------------------------
 
@@ -160,6 +160,8 @@ class World:
                     yield Step("try", who)
                 if setup.vanishes:
                     yield Step("vanish", who)
+                if setup.vanishes and ticket.id in self.tombstones:
+                    yield Step("again", who)
                 if ticket.state == "lost":
                     yield Step("renew", who)
                 if ticket.state != "new" and not setup.lease:
@@ -185,6 +187,9 @@ class World:
         partition = self._partition()
         getattr(self, f"_{step.what}")(step, partition)
         _Check(self, step, before, partition).run()
+        evicted = self.clients[step.who].ticket if step.what == "evict" else None
+        for ticket in self.dropped_since(before, evicted):
+            self.tombstones[ticket.id] = self.now + 2 * ticket.terms.lease
         waiting = [ticket.arrival for ticket in self.in_state("waiting")]
         self.last_arrival = max(self.last_arrival, *waiting, 0)
         self.admission.changed.clear()
@@ -213,7 +218,7 @@ class World:
 
     def _leave(self, step: Step, partition: Partition, reason: Reason | None = None) -> None:
         ticket = self.clients[step.who].ticket
-        if ticket.terms.lease and (ticket.state not in {"waiting", "held"} or ticket.expires <= self.now):
+        if ticket.terms.lease:
             self.tombstones[ticket.id] = self.now + 2 * ticket.terms.lease
         partition.leave(ticket, self.now, reason, finished=False)
 
@@ -241,6 +246,13 @@ class World:
         if ticket.state == state:
             _require(again.state == state, "an enter sent again gets its first answer")
             _require(state != "held" or again.granted == ticket.granted, "and its first token")
+
+    def _again(self, step: Step, partition: Partition) -> None:
+        """Have a copy of the enter arrive that was under way until now."""
+        ticket = self.clients[step.who].ticket
+        copy = new_ticket(ticket.id, ticket.terms, KEY)
+        partition.enter(copy, self.now)
+        _require(copy.state == "refused" and copy.reason == "superseded", "no ticket comes back")
 
     def _renew(self, step: Step, partition: Partition) -> None:
         ticket = self.clients[step.who].ticket
@@ -329,6 +341,11 @@ class World:
         if self.in_state("waiting") and not self.paused and rate and self.pace - rate.tolerance > self.now:
             ticks.append(self.pace - rate.tolerance)
         return min(ticks, default=None)
+
+    def dropped_since(self, before: _Before, evicted: Ticket | None) -> list[Ticket]:
+        """Tickets that were dropped because their lease had ended."""
+        pairs = zip(self.tickets, before.states, strict=True)
+        return [one for one, state in pairs if one.state == "lost" != state and one is not evicted]
 
     def open(self) -> bool:
         """Whether pause and pace let anybody in now."""

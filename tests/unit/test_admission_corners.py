@@ -122,6 +122,18 @@ def test_an_enter_that_arrives_again_after_the_ticket_was_lost_is_refused() -> N
     assert (again.state, again.reason) == ("refused", "superseded")
 
 
+def test_an_enter_that_arrives_again_after_the_eviction_is_refused() -> None:
+    bench = Bench(Rules())
+    bench.enter(lease=LEASE)
+    ticket = bench.enter(lease=LEASE)
+    bench.partition.evict(ticket, bench.now)
+    again = new_ticket(ticket.id, ticket.terms, "key")
+
+    bench.partition.enter(again, bench.now)
+
+    assert again.state == "refused"
+
+
 def test_a_tombstone_that_is_left_twice_does_not_keep_others() -> None:
     bench = Bench(Rules())
     terms = Terms(bench.declaration, lease=LEASE)

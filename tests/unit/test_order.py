@@ -115,7 +115,7 @@ class FairQueues(Orders):
         self.waiting.remove(first)
         self.queue.granted(first, COST)
         tenant, charge = first.terms.tenant, COST / first.terms.share
-        self.level = self.tags[tenant] - sum(self.charges[tenant])
+        self.level = max(self.level, self.tags[tenant] - sum(self.charges[tenant]))
         self.tags[tenant] += charge
         self.charges[tenant].append(charge)
         self.held.append(first)

@@ -96,7 +96,7 @@ class MemoryBackend:
 
     def _queue(self, ticket: Ticket, partition: Partition) -> bool:
         """Queue behind others; False where the partition isn't quick any more, or nobody waits."""
-        changed: list[Ticket] = []
+        changed: Iterable[Ticket] = ()
         lock = self._lock
         lock.acquire()
         if self._busy:
@@ -118,59 +118,72 @@ class MemoryBackend:
             waiting = partition.waiting = partition.waiting + 1
             if not partition.holders:  # one that came in without the lock, and went out, was in the way
                 partition.advance(now)
-                changed, partition.admission.changed = partition.admission.changed, changed
+                changed, partition.admission.changed = partition.admission.changed, []
             statistics = partition.statistics
             if len(statistics.fresh) >= BATCH or not statistics.mean_hold:
                 statistics.digest()
             patience = ticket.terms.patience
-            if (
-                waiting > partition.max_waiting
-                or (patience is not None and waiting * statistics.mean_hold >= patience)
-            ) and ticket.state == "waiting":
+            if waiting <= partition.max_waiting and (
+                patience is None or waiting * statistics.mean_hold < patience
+            ):
+                if not changed:
+                    return True
+            elif ticket.state == "waiting":
                 partition.refuse_at_the_door(ticket, now)
         finally:
             self._busy = False
             lock.release()
             if self._abandoned:
                 self._drain()
-        if changed:
-            self._follow_up(partition, changed)
+        self._follow_up(partition, changed)
         return True
 
     def _enter(self, ticket: Ticket, *, wait: bool) -> None:
-        with self._alone() as alone:
-            self._insist(alone)
+        lock = self._lock
+        lock.acquire()
+        if self._busy:
+            lock.release()
+            raise RuntimeError(_BUSY)
+        self._busy = True
+        try:
             now = self._now()
             partition = self._partition_for(ticket, now)
             if partition is None:
                 return
             partition.enter(ticket, now, wait)
             admission = partition.admission
-            admission.retire(partition, now)
+            if not partition.holders:
+                admission.retire(partition, now)
             changed, admission.changed = admission.changed, []
+        finally:
+            self._busy = False
+            lock.release()
+            if self._abandoned:
+                self._drain()
         if changed or partition.gated:
             self._follow_up(partition, changed)
 
     def leave(self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True) -> None:
         state = ticket.state
-        if state != "held" and state != "waiting":
-            return
-        partition = ticket.partition
-        if not finished or state == "waiting" or ticket.key is not None or not partition.quick:
-            self._leave(ticket, partition, reason, finished=finished)
-        elif partition.waiting:
-            self._hand_over(ticket, partition)
-        else:
-            now = ticket.ended = self._now()
-            ticket.state = "released"
-            try:
-                partition.holders.remove(ticket)
-            except KeyError:  # another thread was faster
+        if state == "held" and finished and ticket.key is None:
+            partition = ticket.partition
+            if partition.quick:
+                if partition.waiting:
+                    self._hand_over(ticket, partition)
+                    return
+                now = ticket.ended = self._now()
+                ticket.state = "released"
+                try:
+                    partition.holders.remove(ticket)
+                except KeyError:  # another thread was faster
+                    return
+                fresh = partition.statistics.fresh
+                fresh.append(ticket)
+                if partition.waiting or self._abandoned or len(fresh) > _MANY:
+                    self._advance(partition, ticket, now)
                 return
-            fresh = partition.statistics.fresh
-            fresh.append(ticket)
-            if partition.waiting or self._abandoned or len(fresh) > _MANY:
-                self._advance(partition, ticket, now)
+        if state in ("held", "waiting"):
+            self._leave(ticket, ticket.partition, reason, finished=finished)
 
     def _hand_over(self, ticket: Ticket, partition: Partition) -> None:
         heir = None
@@ -183,8 +196,7 @@ class MemoryBackend:
         self._busy = True
         try:
             line = partition.line
-            holders = partition.holders
-            if line is not None and partition.waiting and partition.quick and ticket in holders:
+            if line is not None and partition.waiting and partition.quick and ticket.state == "held":
                 now = self._now()
                 heir = line[0]
                 if heir.score == GONE:
@@ -196,9 +208,10 @@ class MemoryBackend:
                 partition.next_grant = granted + TICKS_PER_MICROSECOND
                 heir.granted = granted
                 heir.state = "held"
+                holders = partition.holders
                 holders.add(heir)
                 partition.waiting -= 1
-                holders.remove(ticket)
+                holders.discard(ticket)
                 ticket.state = "released"
                 ticket.ended = now
                 partition.statistics.fresh.append(ticket)
@@ -214,16 +227,27 @@ class MemoryBackend:
             self._drain()
 
     def _leave(self, ticket: Ticket, partition: Partition, reason: Reason | None, *, finished: bool) -> None:
-        with self._alone() as alone:
-            if not alone:
-                self._abandoned.append(ticket)
-                return
+        lock = self._lock
+        lock.acquire()
+        if self._busy:
+            lock.release()
+            self._abandoned.append(ticket)
+            return
+        self._busy = True
+        try:
             now = self._now()
             partition.leave(ticket, now, reason, finished=finished)
             admission = partition.admission
-            admission.retire(partition, now)
+            if not partition.holders:
+                admission.retire(partition, now)
             changed, admission.changed = admission.changed, []
-        self._follow_up(partition, changed)
+        finally:
+            self._busy = False
+            lock.release()
+            if self._abandoned:
+                self._drain()
+        if changed or partition.gated:
+            self._follow_up(partition, changed)
 
     def _advance(self, partition: Partition, ticket: Ticket, now: int) -> None:
         with self._alone() as alone:
