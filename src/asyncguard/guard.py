@@ -7,6 +7,7 @@ import math
 from asyncio import Future
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
 
+from asyncguard.admission import KEEP
 from asyncguard.checks import check_number, check_text, check_whole
 from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
     from types import TracebackType
 
+    from asyncguard.admission import Setting
     from asyncguard.backends import Backend
     from asyncguard.client import Row
     from asyncguard.errors import Reason, Refused
@@ -288,6 +290,48 @@ class Guard:
             BackendUnavailable: the backend can't be asked.
         """
         return await self._hub.open().inspect(self._terms.guard, None if key is None else as_key(key))
+
+    async def pause(self, key: Key | None = None) -> None:
+        """Grant nothing until `resume`, for one key or the whole guard; who holds goes on, who comes waits.
+
+        Raises:
+            BackendUnavailable: the backend can't be asked.
+        """
+        await self._configure(key, paused=True)
+
+    async def resume(self, key: Key | None = None) -> None:
+        """Grant again, in the order in which tickets came.
+
+        Raises:
+            BackendUnavailable: the backend can't be asked.
+        """
+        await self._configure(key, paused=False)
+
+    async def set_limit(self, limit: int | None, key: Key | None = None) -> None:
+        """Have another limit stand, for one key or the whole guard, until it is cleared with None.
+
+        Lowering it takes no permit away: they drain. A waiting ticket that asks for more than the new
+        limit is refused (`TooLarge`).
+
+        Raises:
+            TypeError, ValueError: `limit` isn't a whole number of 1 or more.
+            BackendUnavailable: the backend can't be asked.
+        """
+        await self._configure(key, limit=None if limit is None else check_whole("limit", limit, least=1))
+
+    async def evict(self, ticket_id: str) -> bool:
+        """Take a ticket out by its id, as `inspect` tells it; False where it isn't there.
+
+        One that waits is refused (`Evicted`); one that holds loses its permit (`PermitLost`).
+
+        Raises:
+            BackendUnavailable: the backend can't be asked.
+        """
+        return await self._hub.open().evict(self._terms.guard, ticket_id)
+
+    async def _configure(self, key: Key | None, *, limit: Setting = KEEP, paused: bool | None = None) -> None:
+        text = None if key is None else as_key(key)
+        await self._hub.open().configure(self._terms.guard, text, limit=limit, paused=paused)
 
     # --- the decorator -------------------------------------------------------------------------
 

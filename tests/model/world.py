@@ -132,8 +132,8 @@ class World:
         self.limit: int | None = None
         self.paused: tuple[str, ...] = ()
         self.last_arrival = 0
-        self.tombstones: dict[int | str, int] = {}
-        """Ids of tickets that ended, and the tick until which that is remembered."""
+        self.tombstones: dict[int | str, tuple[int, Reason]] = {}
+        """Ids of tickets that ended: until which tick that is remembered, and what one is told."""
 
     # --- what may happen -----------------------------------------------------------------------
 
@@ -187,9 +187,9 @@ class World:
         partition = self._partition()
         getattr(self, f"_{step.what}")(step, partition)
         _Check(self, step, before, partition).run()
-        evicted = self.clients[step.who].ticket if step.what == "evict" else None
-        for ticket in self.dropped_since(before, evicted):
-            self.tombstones[ticket.id] = self.now + 2 * ticket.terms.lease
+        for ticket, state in zip(self.tickets, before.states, strict=True):
+            if ticket.terms.lease and ticket.state != state:
+                self._bury_if_ended(ticket, step)
         waiting = [ticket.arrival for ticket in self.in_state("waiting")]
         self.last_arrival = max(self.last_arrival, *waiting, 0)
         self.admission.changed.clear()
@@ -219,7 +219,7 @@ class World:
     def _leave(self, step: Step, partition: Partition, reason: Reason | None = None) -> None:
         ticket = self.clients[step.who].ticket
         if ticket.terms.lease:
-            self.tombstones[ticket.id] = self.now + 2 * ticket.terms.lease
+            self._bury(ticket, "superseded")
         partition.leave(ticket, self.now, reason, finished=False)
 
     def _give_up(self, step: Step, partition: Partition) -> None:
@@ -229,7 +229,7 @@ class World:
         """Leave before the enter arrives, which is still on its way."""
         self._leave(step, partition)
         client = self.clients[step.who]
-        client.late_until = self.tombstones[client.ticket.id]
+        client.late_until, _ = self.tombstones[client.ticket.id]
 
     def _late(self, step: Step, partition: Partition) -> None:
         client = self.clients[step.who]
@@ -247,12 +247,26 @@ class World:
             _require(again.state == state, "an enter sent again gets its first answer")
             _require(state != "held" or again.granted == ticket.granted, "and its first token")
 
+    def _bury(self, ticket: Ticket, reason: Reason) -> None:
+        self.tombstones[ticket.id] = (self.now + 2 * ticket.terms.lease, reason)
+
+    def _bury_if_ended(self, ticket: Ticket, step: Step) -> None:
+        own = step.who >= 0 and ticket is self.clients[step.who].ticket
+        if ticket.state == "lost":
+            self._bury(ticket, "evicted" if own and step.what == "evict" else "superseded")
+            return
+        left = own and step.what in {"late", "give_up"}
+        never_queued = own and ticket.reason == "too_large" if ticket.state == "refused" else True
+        if not left and not never_queued:
+            self._bury(ticket, ticket.reason)
+
     def _again(self, step: Step, partition: Partition) -> None:
         """Have a copy of the enter arrive that was under way until now."""
         ticket = self.clients[step.who].ticket
         copy = new_ticket(ticket.id, ticket.terms, KEY)
         partition.enter(copy, self.now)
-        _require(copy.state == "refused" and copy.reason == "superseded", "no ticket comes back")
+        _require(copy.state == "refused", "no ticket comes back")
+        _require(copy.reason == self.tombstones[ticket.id][1], "and it is told the same again")
 
     def _renew(self, step: Step, partition: Partition) -> None:
         ticket = self.clients[step.who].ticket
@@ -277,7 +291,7 @@ class World:
         for client in self.clients:
             if client.late_until is not None and client.late_until <= self.now:
                 client.late_until = None
-        self.tombstones = {one: until for one, until in self.tombstones.items() if until > self.now}
+        self.tombstones = {one: until for one, until in self.tombstones.items() if until[0] > self.now}
         idle = not self.overdue() and self.fitting() is None
         _require(idle or late or (due is not None and due <= self.now), "what time brings is due then")
 
@@ -342,11 +356,6 @@ class World:
             ticks.append(self.pace - rate.tolerance)
         return min(ticks, default=None)
 
-    def dropped_since(self, before: _Before, evicted: Ticket | None) -> list[Ticket]:
-        """Tickets that were dropped because their lease had ended."""
-        pairs = zip(self.tickets, before.states, strict=True)
-        return [one for one, state in pairs if one.state == "lost" != state and one is not evicted]
-
     def open(self) -> bool:
         """Whether pause and pace let anybody in now."""
         rate = self.setup.rate
@@ -391,7 +400,7 @@ class World:
         places = sorted(self.place(ticket) for ticket in self.in_state("waiting"))
         fair = self.setup.order == "fair"
         clients = []
-        tombstones = dict(self.tombstones)
+        tombstones = {one: until for one, (until, _) in self.tombstones.items()}
         for client in self.clients:
             ticket = client.ticket
             live = ticket.state in {"waiting", "held"}
@@ -405,6 +414,7 @@ class World:
                     max(0, ticket.expires - now) if live and ticket.terms.lease else 0,
                     client.late_until is not None,
                     max(0, tombstones.pop(ticket.id, now) - now),
+                    self.tombstones.get(ticket.id, (0, ""))[1],
                 )
             )
         clients.sort(key=repr)
