@@ -32,7 +32,7 @@ SETUPS = {
     "without patience": Setup(IMPATIENT, limit=2, limits=(1,), rate=PACE, pauses=("key",)),
     "tenants": Setup(TENANTS, limit=2, order="fair", max_waiting=2, limits=(1,), depth=6),
     "tenants, one may wait": Setup(TENANTS, limit=2, order="fair", max_waiting=1, evicts=True, depth=6),
-    "leases": Setup(ONES, lease=2, evicts=True),
+    "leases": Setup(ONES, lease=1, evicts=True),
     "leases, newest first": Setup(ONES, lease=2, max_waiting=1, order="lifo"),
     "leases, one or two permits": Setup((Ask(), Ask(permits=2)), limit=2, lease=2, limits=(1,), evicts=True),
     "leases, one, two or all permits": Setup(MIXED, limit=2, lease=1, limits=(1,)),
