@@ -561,15 +561,18 @@ class Partition:
         """
         statistics = self.statistics
         statistics.digest()
-        if self.paused or not statistics.can_estimate:
+        if self.paused:
             return None
+        opening = float(self._opening(position) - now)
+        if not statistics.can_estimate:
+            return opening if opening > 0 else None
         mean = statistics.mean_hold
         left = mean / 2 if self._exclusive else 0.0
         some = [t.granted for t in list(itertools.islice(self.holders, _SOME)) if t.state == "held"]
         if some and not self._exclusive:
             left = max(0.0, mean - now + sum(some) / len(some))
         wanted = (permits or self.limit) - 1
-        return max(((ahead + wanted) * mean + left) / self.limit, float(self._opening(position) - now))
+        return max(((ahead + wanted) * mean + left) / self.limit, opening)
 
     def _expected_cost(self, ticket: Ticket) -> float:
         """Permit-ticks that a grant will cost, as far as one can tell."""

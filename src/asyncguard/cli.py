@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _USAGE_ERROR = 2
 """The exit code for what the caller must change, as argparse has it."""
+_LAST_PORT = 65535
 _GRACE = 1
 """Seconds that a shutdown waits for beyond the time of the work that is running."""
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free")
-    serve.add_argument("--workers", type=int, default=1, help="worker processes; they need a shared backend")
+    serve.add_argument("--workers", type=int, default=1, help="worker processes; only 1 in this version")
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     options = parser.parse_args(arguments)
     return _serve(options.host, options.port, options.workers, reload=options.reload)
@@ -44,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(host: str, port: int, workers: int, *, reload: bool) -> int:
     try:
         _check_workers(workers)
+        _check_port(port)
         _check_extra()
         settings = Settings.from_environ()
         AsyncGuard().explain()
@@ -51,17 +53,11 @@ def _serve(host: str, port: int, workers: int, *, reload: bool) -> int:
         print(f"asyncguard serve: {error}", file=sys.stderr)  # noqa: T201
         return _USAGE_ERROR
 
-    import uvicorn  # noqa: PLC0415
+    from asyncguard.service.server import serve  # noqa: PLC0415
 
-    uvicorn.run(
-        "asyncguard.service.app:app",
-        host=host,
-        port=port,
-        workers=workers,
-        reload=reload,
-        timeout_graceful_shutdown=math.ceil(settings.work_seconds) + _GRACE,
+    return serve(
+        settings, host=host, port=port, reload=reload, grace=math.ceil(settings.work_seconds) + _GRACE
     )
-    return 0
 
 
 def _check_workers(workers: int) -> None:
@@ -77,6 +73,16 @@ def _check_workers(workers: int) -> None:
             f"--workers {workers}: several workers need a shared backend, and this version has none. Its "
             "memory backend guards one process alone, so their work would overlap: use --workers 1"
         )
+
+
+def _check_port(port: int) -> None:
+    """Refuse what is no port.
+
+    Raises:
+        ValueError: it isn't between 0 and 65535.
+    """
+    if not 0 <= port <= _LAST_PORT:
+        raise ValueError(f"--port: expected 0 to {_LAST_PORT}, got {port}")
 
 
 def _check_extra() -> None:

@@ -489,7 +489,7 @@ class Guard:
         patience = permit.terms.patience
         prepared = "for ever" if patience is None else f"{patience / TICKS:g} s"
         about = {
-            "full": f"{rules.max_waiting} tickets wait already (max_waiting={rules.max_waiting})",
+            "full": f"the queue is full (max_waiting={rules.max_waiting})",
             "hopeless": f"the wait would be longer than the {prepared} that the call is prepared to wait",
             "timeout": f"no permit came free within the {prepared} that the call was prepared to wait",
             "too_large": f"the ticket asks for {permit.terms.permits} permits, more than the limit is now",

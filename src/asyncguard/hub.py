@@ -35,6 +35,8 @@ _MOST_THREADS = 1000
 class AsyncGuard:
     """A family of guards on one backend; make one for an application, at module level if you like.
 
+    In memory two of them don't know of each other, even where guards have the same name.
+
     `url` names the backend (`memory:`); without one it is read from `ASYNCGUARD_URL` at the first use,
     and is this process's memory where that isn't set. `namespace` keeps applications apart that share
     a backend. Of two processes that declare a guard differently, the one with the higher `revision`

@@ -111,6 +111,9 @@ class Loss:
         self._happened = happened
         self._futures: list[asyncio.Future[None]] = []
 
+    def __repr__(self) -> str:
+        return f"<Loss: {'lost' if self._happened else 'not lost'}>"
+
     def __bool__(self) -> bool:
         return self._happened
 

@@ -46,12 +46,22 @@ def test_it_serves(servers: Servers) -> None:
 
 def test_a_stop_waits_for_the_work_and_not_for_the_queue(servers: Servers) -> None:
     server = servers.start("asyncguard", "serve", "--port", "0", ASYNCGUARD_WORK_SECONDS="0.5")
-    with ThreadPoolExecutor() as threads:
+    with ThreadPoolExecutor(20) as threads:
         callers = [threads.submit(httpx.get, f"{server.url}/test", timeout=30) for _ in range(20)]
         served = next(as_completed(callers)).result()
         server.process.terminate()
         server.process.wait(5)  # seconds; the queue would take ten
     assert served.status_code == 200
+    answers = [caller.result() for caller in callers]
+    assert {answer.status_code for answer in answers} == {200, 503}
+    refused = [answer for answer in answers if answer.status_code == 503]
+    assert len(refused) >= 17
+    assert {answer.json()["reason"] for answer in refused} == {"draining"}
+
+
+def test_a_port_that_is_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--port", "99999"]) == 2
+    assert "--port: expected 0 to 65535, got 99999" in capsys.readouterr().err
 
 
 def test_it_listens_on_the_loopback_by_default(capsys: pytest.CaptureFixture[str]) -> None:

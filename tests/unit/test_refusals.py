@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncguard import AsyncGuard, HopelessWait, Paused, QueueFull, Refused, TooManyKeys, WaitTimeout
+from asyncguard import AsyncGuard, HopelessWait, Paused, QueueFull, Rate, Refused, TooManyKeys, WaitTimeout
 
 if TYPE_CHECKING:
     from asyncguard import Guard
@@ -229,3 +229,14 @@ async def test_percentiles_tell_how_long_tickets_waited_and_held(hub: AsyncGuard
     assert picture.wait.p50 == pytest.approx(5)
     assert picture.wait.p99 == pytest.approx(10)
     assert picture.hold.p50 == pytest.approx(1)
+
+
+async def test_a_pace_is_foreseen_before_any_work_was_seen(hub: AsyncGuard) -> None:
+    guard = hub.guard("report", limit=10, rate=Rate(1, per=60), max_wait=90)
+    await (await guard.acquire()).release()
+    probe = asyncio.create_task(guard.acquire())
+    await asyncio.sleep(1)
+    with pytest.raises(HopelessWait) as told:
+        await guard.acquire()
+    assert told.value.estimated_wait == pytest.approx(119, abs=1)
+    await (await probe).release()

@@ -36,7 +36,10 @@ class MemoryBackend:
     """A plain lock around the rules; whoever frees a permit wakes the client that it went to."""
 
     lease = 0
-    assumptions = "memory: guards this process alone; every other process has permits of its own"
+    assumptions = (
+        "memory: guards what uses this AsyncGuard in this process; every other process, and every other "
+        "AsyncGuard, has permits of its own"
+    )
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock

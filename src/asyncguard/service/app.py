@@ -23,6 +23,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version=__version__,
         description="Work that runs one at a time, in the order of arrival, with a bounded queue.",
     )
+    app.state.asyncguard = ag
     ag.install(app)
     app.include_router(make_routes(guard, settings))
     return app
