@@ -37,8 +37,8 @@ class MemoryBackend:
 
     lease = 0
     assumptions = (
-        "memory: guards what uses this AsyncGuard in this process; every other process, and every other "
-        "AsyncGuard, has permits of its own"
+        "memory: guards this process alone, and in it what uses this AsyncGuard; every other process, and "
+        "every other AsyncGuard, has permits of its own"
     )
 
     def __init__(self, clock: Clock) -> None:
