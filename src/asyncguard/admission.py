@@ -376,7 +376,7 @@ class Partition:
         self._read_rules()
         rate = self.admission.rules.rate
         self._tat = min(self._tat, now + rate.burst * rate.interval) if rate is not None else 0
-        for ticket in self._in_order():
+        for ticket in self.in_order():
             if ticket.terms.permits > self.limit:
                 self._turn_away(ticket, "too_large", now)
                 self.admission.changed.append(ticket)
@@ -405,7 +405,7 @@ class Partition:
 
     def find(self, ticket_id: str) -> Ticket | None:
         """Find a ticket that holds or waits by its id."""
-        for ticket in (*self.held(), *self._in_order()):
+        for ticket in (*self.held(), *self.in_order()):
             if str(ticket.id) == ticket_id:
                 return ticket
         return None
@@ -460,7 +460,7 @@ class Partition:
         """Picture the tickets that wait, in the order in which they will be granted."""
         ahead = 0
         queue = []
-        for position, ticket in enumerate(self._in_order()):
+        for position, ticket in enumerate(self.in_order()):
             wait = self._estimate(ahead, position, ticket.terms.permits, now)
             queue.append(
                 Waiter(
@@ -514,10 +514,21 @@ class Partition:
         self._see_whether_quick()
 
     def _fits(self, ticket: Ticket, now: int) -> bool:
-        if self._exclusive or self.paused or self._opening(0) > now:
+        if self.paused or self._opening(0) > now:
             return False
+        return self._has_room_for(ticket)
+
+    def _has_room_for(self, ticket: Ticket) -> bool:
         permits = ticket.terms.permits
+        if self._exclusive is not None:
+            return False
         return not self.holders if permits == EXCLUSIVE else len(self.holders) + permits <= self.room
+
+    def is_full_for(self, ticket: Ticket) -> bool:
+        """Whether the permits that are held keep a ticket out, and not a pause or the pace."""
+        if self.waiting and not self._has_room_for(self.first_in_line()):
+            return True
+        return not self._has_room_for(ticket)
 
     def refuse_at_the_door(self, ticket: Ticket, now: int) -> None:
         """Refuse a ticket that has just been queued, or another in its place, if it had better not wait."""
@@ -622,7 +633,7 @@ class Partition:
             and (self.line is not None or not self.waiting)
         )
 
-    def _in_order(self) -> list[Ticket]:
+    def in_order(self) -> list[Ticket]:
         """The waiting tickets, the one that is granted next first."""
         return [] if self.queue is None else [*self.queue.in_order(self._expected_cost)]
 

@@ -8,6 +8,9 @@ from typing import Any, get_args
 from asyncguard.ticket import Rate
 
 MAX_TEXT = 512
+MOST = 1_000_000_000
+"""Seconds that an option may name: some thirty years."""
+LEAST_SHARE, MOST_SHARE = 0.001, 1000.0
 
 
 def check_whole(name: str, value: Any, *, least: int) -> int:
@@ -33,6 +36,8 @@ def check_number(name: str, value: Any, *, above: bool = False, finite: bool = F
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
+    if value > MOST and value != math.inf:
+        raise ValueError(f"{name}: expected at most {MOST:,} (or infinity), got more")
     if math.isnan(value) or value < 0 or (above and value == 0):
         raise ValueError(f"{name}: expected {'more than 0' if above else '0 or more'}, got {value}")
     if finite and math.isinf(value):
@@ -72,3 +77,16 @@ def check_rate(value: Any) -> None:
     """
     if value is not None and not isinstance(value, Rate):
         raise TypeError(f"rate: expected a Rate, as in Rate(10, per=60), got {value!r}")
+
+
+def check_share(value: Any) -> float:
+    """Check what a tenant should get in proportion to others.
+
+    Raises:
+        TypeError: it isn't a number.
+        ValueError: it is out of bounds.
+    """
+    share = check_number("share", value)
+    if not LEAST_SHARE <= share <= MOST_SHARE:
+        raise ValueError(f"share: expected {LEAST_SHARE:g} to {MOST_SHARE:g}, got {value}")
+    return share

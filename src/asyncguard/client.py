@@ -33,9 +33,15 @@ class Client:
         row = self._rows.get(patience)
         if row is None:
             for idle in [patience for patience, row in self._rows.items() if not row.permits]:
-                del self._rows[idle]
+                self._rows.pop(idle).live = False
             row = self._rows[patience] = Row(self.loop, self._clock, patience)
         return row
+
+    def close(self, reason: Reason) -> None:
+        """End all waits of this loop for good: those to come need another client."""
+        for row in self._rows.values():
+            row.live = False
+        self.give_up(reason)
 
     def give_up(self, reason: Reason) -> None:
         """End all waits of this loop, from any thread."""
@@ -48,7 +54,7 @@ class Client:
 class Row:
     """Permits whose tickets wait on one loop for equally long, so that the first gives up first."""
 
-    __slots__ = ("_clock", "_gone", "_patience", "loop", "permits", "thread", "timer")
+    __slots__ = ("_clock", "_gone", "_patience", "live", "loop", "permits", "thread", "timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, patience: int | None) -> None:
         self.loop = loop
@@ -58,6 +64,8 @@ class Row:
         self.permits: deque[Permit] = deque()
         """In the order they came; those that wait no more have no future."""
         self._gone = 0
+        self.live = True
+        """Whether its client knows it, so that all who wait in it can be told to give up."""
         self.timer: Timer | None = None
         """Rings when the first gives up."""
 

@@ -8,7 +8,7 @@ from asyncio import Future
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
 
 from asyncguard.admission import KEEP
-from asyncguard.checks import check_number, check_text, check_whole
+from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import asyncio
     import concurrent.futures
     from collections.abc import Awaitable, Callable, Coroutine
-    from concurrent.futures import Executor
     from types import TracebackType
 
     from asyncguard.admission import Setting
@@ -137,10 +136,9 @@ class Guard:
         """The name with the rules, as backends know them."""
         return self._terms.guard
 
-    @property
-    def executor(self) -> Executor:
-        """The threads that guarded `def`s run in."""
-        return self._hub.executor
+    def submit(self, work: Callable[..., Any], *args: Any) -> concurrent.futures.Future[Any]:
+        """Have one of the threads do it that guarded `def`s run in."""
+        return self._hub.submit(work, *args)
 
     # --- the block -----------------------------------------------------------------------------
 
@@ -369,7 +367,13 @@ class Guard:
 
     def _terms_for(self, key: Key | None, ask: Ask) -> tuple[Terms, str | None]:
         text = None if key is None else as_key(key)
-        return (terms_for(self._terms, ask) if ask else self._terms), text
+        if not ask:
+            return self._terms, text
+        usual = self._terms
+        if not usual.owner:
+            backend = self._hub.open()
+            usual.owner, usual.lease = backend.owner, backend.lease
+        return terms_for(usual, ask), text
 
     async def _enter(self, terms: Terms, key: str | None, scope: Scope) -> Permit:
         """Become a permit, by the same steps as `__aenter__`."""
@@ -427,7 +431,7 @@ class Guard:
             if permit.state == "new":  # the answer is still on its way
                 permit.arrival = self._hub.clock.now()
         row = self._row
-        if row is None or row.loop is not scope.loop or permit.terms is not self._terms:
+        if row is None or not row.live or row.loop is not scope.loop or permit.terms is not self._terms:
             row = self._row_for(permit)
         permit.row = row
         future = permit.future = Future(loop=row.loop)
@@ -439,6 +443,8 @@ class Guard:
         if permit.state != "waiting" and permit.state != "new":
             # Another thread was faster, and found nobody to tell.
             future.set_result(None)
+        elif self.bound_to is None and not future.done():  # the same, as all were told to give up
+            future.set_result("draining")
         return future
 
     def _row_for(self, permit: Permit) -> Row:
@@ -470,7 +476,12 @@ class Guard:
 
     def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:
-            if mine.terms.guard.name == self.name and mine.key == permit.key and mine.state == "held":
+            if (
+                mine.terms.guard.name == self.name
+                and mine.key == permit.key
+                and mine.state == "held"
+                and mine.partition.is_full_for(permit)
+            ):
                 permit.backend.leave(permit)
                 raise WouldDeadlock(
                     f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
@@ -578,7 +589,7 @@ def terms_for(usual: Terms, ask: Ask) -> Terms:
         patience,
         round(check_number("priority", ask.get("priority", 0), finite=True) * TICKS),
         check_text("tenant", ask.get("tenant", "")),
-        check_number("share", ask.get("share", 1), above=True, finite=True),
+        check_share(ask.get("share", 1)),
         check_text("label", ask.get("label", "")),
         usual.lease,
     )

@@ -21,7 +21,8 @@ from asyncguard.keys import as_name
 from asyncguard.ticket import Order, Rate, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
+    from concurrent.futures import Future
     from types import TracebackType
 
     from asyncguard.backends import Backend
@@ -144,8 +145,9 @@ class AsyncGuard:
 
     def drain(self) -> None:
         """Let nobody in from now on: who waits in this process is refused (`Draining`), who works goes on."""
-        self._draining = True
-        self._unbind()
+        with self._lock:
+            self._draining = True
+            self._unbind()
         for client in list(self.clients.values()):
             client.give_up("draining")
 
@@ -156,9 +158,11 @@ class AsyncGuard:
         """
         client = self.clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
-            client.give_up("draining")
+            client.close("draining")
         with self._lock:
-            executor, self._executor = self._executor, None
+            executor = None
+            if not any(loop.is_running() for loop in self.clients):
+                executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=False)
         if self._backend is not None:
@@ -186,13 +190,12 @@ class AsyncGuard:
 
     # --- for its guards ------------------------------------------------------------------------
 
-    @property
-    def executor(self) -> ThreadPoolExecutor:
-        """The threads that guarded `def`s run in: the loop's own are few, and needed for name look-ups."""
+    def submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Have a thread do a guarded `def`'s work: the loop's own threads are few, and look up names."""
         with self._lock:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="asyncguard")
-            return self._executor
+            return self._executor.submit(work, *args)
 
     def client(self) -> Client:
         """This AsyncGuard on the running loop."""
@@ -210,13 +213,15 @@ class AsyncGuard:
         Raises:
             Draining: this process is shutting down.
         """
-        if self._draining:
-            raise Draining(
-                f"guard {guard.name!r}: this process is shutting down; ask another one", guard=guard.name
-            )
-        backend = guard.bound_to = self.open()
-        self._bound.append(guard)
-        return backend
+        backend = self.open()
+        with self._lock:
+            if not self._draining:
+                guard.bound_to = backend
+                self._bound.append(guard)
+                return backend
+        raise Draining(
+            f"guard {guard.name!r}: this process is shutting down; ask another one", guard=guard.name
+        )
 
     def replace(self, options: Options, changes: Replacement) -> Guard:
         """Make the variant of a guard."""

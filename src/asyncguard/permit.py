@@ -296,7 +296,12 @@ class Permit(Ticket):
 
     def limit_hold(self, max_hold: float) -> None:
         """Have the permit lost once it was held for so many seconds."""
-        loop = asyncio.get_running_loop()
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(
+                "max_hold needs a running event loop to tell when it is over: take the permit in a coroutine"
+            ) from None
         task = asyncio.current_task()
         self._extras().cancelling = task.cancelling() if task is not None else 0
         self._extras().timer = self.backend.clock.call_later(loop, max_hold, self._overrun, max_hold)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 Order = Literal["fifo", "lifo", "fair"]
 State = Literal["new", "waiting", "held", "released", "withdrawn", "refused", "lost"]
 
+_LONGEST = 1e9
 NEW: State = "new"
 ALL: Final = "all"
 """Every permit of a guard, whatever its limit is or becomes: `permits=ALL` is exclusive."""
@@ -36,11 +37,12 @@ class Rate:
     burst: int = 1
 
     def __post_init__(self) -> None:
+        numbers = (self.n, self.burst, self.per)
         whole = isinstance(self.n, int) and isinstance(self.burst, int)
-        if not whole or not isinstance(self.per, int | float):
+        if not whole or not isinstance(self.per, int | float) or any(isinstance(n, bool) for n in numbers):
             raise TypeError(f"rate: expected whole numbers n and burst, and per in seconds, got {self}")
-        if self.n < 1 or self.burst < 1 or not 0 < self.per < float("inf"):
-            raise ValueError(f"rate: expected n >= 1, per > 0 seconds and burst >= 1, got {self}")
+        if self.n < 1 or self.burst < 1 or not 0 < self.per <= _LONGEST:
+            raise ValueError(f"rate: expected n >= 1, 0 < per <= 1e9 seconds and burst >= 1, got {self}")
 
     @property
     def interval(self) -> int:

@@ -55,7 +55,7 @@ class Wrapper:
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             if plain:
                 async with guard:
-                    return await func(*args, **kwargs)
+                    return _checked(func, await func(*args, **kwargs))
             key = None if key_of is None else key_of(args, kwargs)
             return await run(guard.permit(key=key, **ask), func, args, kwargs)
 
@@ -64,7 +64,7 @@ class Wrapper:
 
 async def _run(entry: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     async with entry:
-        return await func(*args, **kwargs)
+        return _checked(func, await func(*args, **kwargs))
 
 
 async def _run_in_thread(
@@ -72,13 +72,15 @@ async def _run_in_thread(
 ) -> Any:
     async with entry as permit:
         context = contextvars.copy_context()
-        entry.work = guard.executor.submit(context.run, _work, permit, func, args, kwargs)
+        entry.work = guard.submit(context.run, _work, permit, func, args, kwargs)
         result = await asyncio.wrap_future(entry.work)
-        if inspect.isawaitable(result):
-            return await result
-        if isinstance(result, types.GeneratorType | types.AsyncGeneratorType):
-            raise TypeError(_GENERATOR.format(func))
-        return result
+        return _checked(func, await result if inspect.isawaitable(result) else result)
+
+
+def _checked(func: Callable[..., Any], result: Any) -> Any:
+    if isinstance(result, types.GeneratorType | types.AsyncGeneratorType):
+        raise TypeError(_GENERATOR.format(func))
+    return result
 
 
 def _work(permit: Permit, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

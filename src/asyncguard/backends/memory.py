@@ -397,7 +397,17 @@ class MemoryBackend:
     def _follow_up_all(self, admission: Admission, changed: Iterable[Ticket]) -> None:
         self._tell(changed)
         for partition in list(admission.partitions.values()):
+            if partition.gated and partition.waiting:
+                self._adopt(partition)
             self._follow_up(partition, ())
+
+    def _adopt(self, partition: Partition) -> None:
+        """Find the loops of those that were waiting before time had a say."""
+        with self._alone() as alone:
+            self._insist(alone)
+            permits = [ticket for ticket in partition.in_order() if isinstance(ticket, Permit)]
+            loops = self._loops.setdefault(partition, set())
+            loops.update(permit.row.loop for permit in permits if permit.future is not None)
 
     def _tell(self, changed: Iterable[Ticket]) -> None:
         for ticket in changed:
@@ -412,8 +422,12 @@ class MemoryBackend:
 
     def _set_alarms(self, partition: Partition) -> None:
         """Have each loop that waits advance the partition when it is due: any of them may be closed."""
-        with self._alone():
+        with self._alone() as alone:
+            self._insist(alone)
             now = self._now()
+            partition.advance(now)  # it may have become due since the step that this follows
+            admission = partition.admission
+            changed, admission.changed = admission.changed, []
             due = partition.due(now)
             loops = self._loops.get(partition, set())
             if not partition.waiting:
@@ -422,14 +436,13 @@ class MemoryBackend:
                 for loop in [loop for loop in loops if loop.is_closed()]:
                     loops.discard(loop)
                     self._alarms.pop((partition, loop), None)
-                unset = [loop for loop in loops if self._alarms.get((partition, loop), due + 1) > due]
-                for loop in unset:
+                for loop in [loop for loop in loops if self._alarms.get((partition, loop), due + 1) > due]:
                     self._alarms[partition, loop] = due
                     with contextlib.suppress(RuntimeError):  # closed just now
-                        seconds = (due - now) / TICKS
                         loop.call_soon_threadsafe(
-                            self.clock.call_later, loop, seconds, self._ring, partition, loop, due
+                            self.clock.call_later, loop, (due - now) / TICKS, self._ring, partition, loop, due
                         )
+        self._tell(changed)
 
     def _ring(self, partition: Partition, loop: asyncio.AbstractEventLoop, due: int) -> None:
         with self._alone():

@@ -152,7 +152,7 @@ class WebSocketExchange:
 
     async def answer(self, error: Refused | WouldBlock | PermitLost) -> None:
         """Deny the handshake with the problem, or close; a client that left needs no answer."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, RuntimeError):
             if self._state == "connecting" and self._can_respond:
                 await _respond("websocket.http.response", problem(error), self.send)
             else:
