@@ -98,18 +98,25 @@ async def _hand_over(make: Callable[[], Block]) -> float:
 
 
 def _handoff(progress: Progress) -> list[Row]:
-    guard = AsyncGuard().guard("bench", max_waiting=None)
-    blocks: dict[str, Callable[[], Block]] = {"asyncio.Lock": asyncio.Lock, "AsyncGuard": lambda: guard}
+    patient = AsyncGuard().guard("bench", max_waiting=None, max_wait=None)
+    bounded = AsyncGuard().guard("bench", max_waiting=1000, max_wait=30)
+    blocks: dict[str, Callable[[], Block]] = {
+        "asyncio.Lock": asyncio.Lock,
+        "AsyncGuard": lambda: patient,
+        "with bounds": lambda: bounded,
+    }
     runs = {name: functools.partial(_run, _hand_over, make) for name, make in blocks.items()}
     spread = interleaved("contended handoff, 100 tasks", runs, progress)
+    lock = spread["asyncio.Lock"]
     return [
         Row("contended handoff among 100 tasks, us", spread),
         Row(
-            "  against asyncio.Lock",
-            ratio=spread["AsyncGuard"] / spread["asyncio.Lock"],
+            "  against asyncio.Lock, both without bounds",
+            ratio=spread["AsyncGuard"] / lock,
             at_most=1.3,
             aim=1.0,
         ),
+        Row("  with bounds on queue and wait", ratio=spread["with bounds"] / lock),
     ]
 
 
