@@ -46,8 +46,9 @@ class Row:
             return f"{self.name:44}" + "   ".join(
                 f"{name} {value:,.2f}" for name, value in self.figures.items()
             )
-        verdict = "" if self.at_most is None else f"at most {self.at_most:g}, aim {self.aim:g}: "
-        verdict += "holds" if self.holds else "MISSED"
+        verdict = ""
+        if self.at_most is not None:
+            verdict = f"at most {self.at_most:g}, aim {self.aim:g}: {'holds' if self.holds else 'MISSED'}"
         return f"{self.name:44}{self.ratio:10.2f}   {verdict}"
 
 

@@ -11,6 +11,7 @@ import threading
 import warnings
 import weakref
 from contextvars import ContextVar
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Protocol, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
@@ -247,7 +248,7 @@ class Permit(Ticket):
                 self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
             return True
         row = self.row
-        if len(running_tasks) == 1 and row.loop in running_tasks and threading.get_ident() == row.thread:
+        if len(running_tasks) == 1 and row.loop in running_tasks and get_ident() == row.thread:
             if not future.done():  # as wake does it, in place
                 future.set_result(None)
             return True
@@ -261,7 +262,7 @@ class Permit(Ticket):
         try:
             if not (
                 # It runs here: `running_tasks` is asked where the other question costs more.
-                (len(running_tasks) == 1 and loop in running_tasks and threading.get_ident() == row.thread)
+                (len(running_tasks) == 1 and loop in running_tasks and get_ident() == row.thread)
                 or asyncio._get_running_loop() is loop
             ):
                 loop.call_soon_threadsafe(self._resolve, reason)

@@ -111,10 +111,9 @@ class MemoryBackend:
             if line is None or not partition.waiting or not partition.quick:
                 return False
             now = self._now()
-            arrival = partition.last_arrival + 1
-            if arrival < now:
-                arrival = now
-            partition.last_arrival = ticket.arrival = ticket.score = arrival
+            if now <= partition.last_arrival:
+                now = partition.last_arrival + 1
+            partition.last_arrival = ticket.arrival = ticket.score = now
             ticket.partition = partition
             ticket.state = "waiting"
             line.append(ticket)
@@ -167,8 +166,7 @@ class MemoryBackend:
             self._follow_up(partition, changed)
 
     def leave(self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True) -> None:
-        state = ticket.state
-        if state == "held" and finished and ticket.key is None:
+        if ticket.state == "held" and finished and ticket.key is None:
             partition = ticket.partition
             if partition.quick:
                 if partition.waiting:
@@ -185,11 +183,10 @@ class MemoryBackend:
                 if partition.waiting or self._abandoned or len(fresh) > _MANY:
                     self._advance(partition, ticket, now)
                 return
-        if state in ("held", "waiting"):
+        if ticket.state in ("held", "waiting"):
             self._leave(ticket, ticket.partition, reason, finished=finished)
 
     def _hand_over(self, ticket: Ticket, partition: Partition) -> None:
-        heir = None
         lock = self._lock
         lock.acquire()
         if self._busy:
@@ -199,7 +196,9 @@ class MemoryBackend:
         self._busy = True
         try:
             line = partition.line
-            if line is not None and partition.waiting and partition.quick and ticket.state == "held":
+            if line is None or not partition.waiting or not partition.quick or ticket.state != "held":
+                heir = None
+            else:
                 now = self._now()
                 heir = line[0]
                 if heir.score == GONE:
