@@ -215,17 +215,19 @@ class Guard:
             if permit.terms is self._terms and permit.key is None:
                 return permit
         blocks = [
-            ticket
+            (ticket, scope)
             for ticket in self._hub.open().held(self.name)
             if isinstance(ticket, Permit)
             and ticket.terms is self._terms
             and ticket.key is None
-            and ticket.scope is not None
+            and (scope := ticket.scope) is not None
         ]
         # One that began in a task that is over can only end in another, and they end inside out.
-        left = [block for block in blocks if block.scope is not None and _is_over(block.scope.task())]
-        for block in sorted(left or blocks[:1] * (len(blocks) == 1), key=lambda block: -block.granted):
-            return block
+        left = [block for block, scope in blocks if _is_over(scope.task())]
+        if not left and len(blocks) == 1:
+            left = [blocks[0][0]]
+        if left:
+            return max(left, key=lambda block: block.granted)
         raise RuntimeError(
             f"{self!r} can't tell which of {len(blocks)} blocks ends here, as it began in another task: use "
             "`async with guard.permit()`, which knows its permit"

@@ -321,7 +321,8 @@ class Permit(Ticket):
             loss = extra.loss
         if loss is not None:
             loss._happen()
-        task = self.scope.task() if self.scope is not None else None
+        scope = self.scope  # once: its block may end meanwhile
+        task = scope.task() if scope is not None else None
         if task is not None and extra.cancels:
             with contextlib.suppress(RuntimeError):  # a closed loop: nothing runs there any more
                 task.get_loop().call_soon_threadsafe(self._cancel, task)
