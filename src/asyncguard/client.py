@@ -54,7 +54,7 @@ class Client:
 class Row:
     """Permits whose tickets wait on one loop for equally long, so that the first gives up first."""
 
-    __slots__ = ("_clock", "_gone", "_patience", "live", "loop", "permits", "thread", "timer")
+    __slots__ = ("_clock", "_gone", "_patience", "impatient", "live", "loop", "permits", "thread", "timer")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, clock: Clock, patience: int | None) -> None:
         self.loop = loop
@@ -68,6 +68,8 @@ class Row:
         """Whether its client knows it, so that all who wait in it can be told to give up."""
         self.timer: Timer | None = None
         """Rings when the first gives up."""
+        self.impatient = patience is not None
+        """Whether anybody in it ever gives up."""
 
     def set_timer(self) -> None:
         """Have the first of the row give up in time."""

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 
 OnLost = Literal["cancel", "notify"]
 
+# Bound once: to look up a method of an imported name costs as much as these calls.
+_scope = scope_var.get
+_exchange = exchange.get
+_task_of = running_tasks.get
+
 
 @final
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,13 +154,15 @@ class Guard:
             self._open_block(permit, here)
             return permit
         backend = self.bound_to or self._bind()
-        scope = scope_var.get()
-        if scope is None or not (
-            # As is_here, in place.
-            (len(running_tasks) == 1 and running_tasks.get(scope.loop, scope) is scope.task())
-            or scope.task() is current_task()
-        ):
+        scope = _scope()
+        if scope is None:
             scope = open_scope()
+        else:  # as scope_here does it, in place
+            task = scope.task
+            if not (len(running_tasks) == 1 and _task_of(scope.loop, scope) is task()) and (
+                task() is not current_task()
+            ):
+                scope = open_scope()
         permit = Permit()  # as new_permit does it; see `Ticket` for why there is no constructor
         permit.id = 0
         permit.terms = self._terms
@@ -184,7 +191,7 @@ class Guard:
             raise self._lost_already(permit)
         permit.outer = scope.innermost
         scope.innermost = permit
-        if exchange.get() is not None:
+        if _exchange() is not None:
             self._begin(permit)
         return permit
 
@@ -194,7 +201,7 @@ class Guard:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        scope = scope_var.get()
+        scope = _scope()
         permit = scope.innermost if scope is not None else None
         if scope is None or permit is None or permit.terms is not self._terms or permit.key is not None:
             permit = self._find_block()
@@ -426,8 +433,7 @@ class Guard:
         """
         if scope.innermost is not None:
             self._check_deadlock(permit, scope)
-        waits = permit.state == "waiting"
-        if not waits:
+        if permit.state != "waiting":
             if permit.state == "refused":
                 raise self._refusal(permit, None)
             if permit.state == "new":  # the answer is still on its way
@@ -438,14 +444,14 @@ class Guard:
         permit.row = row
         future = permit.future = Future(loop=row.loop)
         row.permits.append(permit)
-        if row.timer is None:
+        if row.timer is None and row.impatient:
             row.set_timer()
-        if waits and permit.partition.gated:
-            permit.backend.waits(permit)
-        if permit.state != "waiting" and permit.state != "new":
-            # Another thread was faster, and found nobody to tell.
+        if permit.state == "waiting":
+            if permit.partition.gated:
+                permit.backend.waits(permit)
+        elif permit.state != "new":  # another thread was faster, and found nobody to tell
             future.set_result(None)
-        elif self.bound_to is None and not future.done():  # the same, as all were told to give up
+        if self.bound_to is None and not future.done():  # the same, as all were told to give up
             future.set_result("draining")
         return future
 

@@ -200,10 +200,11 @@ class MemoryBackend:
                 heir = None
             else:
                 now = self._now()
-                heir = line[0]
+                heir = line.popleft()
                 if heir.score == GONE:
+                    line.appendleft(heir)
                     heir = partition.first_in_line()
-                line.popleft()
+                    line.popleft()
                 granted = partition.next_grant
                 if granted < now:
                     granted = now
