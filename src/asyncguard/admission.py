@@ -23,7 +23,7 @@ from asyncguard.ticket import EXCLUSIVE, Declaration
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from asyncguard.errors import Reason
     from asyncguard.ticket import Order, Rules, Ticket
@@ -54,13 +54,13 @@ class Admission:
         "statistics",
     )
 
-    def __init__(self, declaration: Declaration, epoch: int = 0) -> None:
+    def __init__(self, declaration: Declaration, epoch: int = 0, ids: Iterator[int] | None = None) -> None:
         self.name = declaration.name
         self.rules = declaration.rules
         self.epoch = epoch
         """Ticks to add to `now` for those since 1970: tokens and dates count from there."""
-        self.ids = itertools.count(1)
-        """For tickets whose backend needs no ids until somebody looks."""
+        self.ids = ids or itertools.count(1)
+        """For tickets that get an id only when somebody looks at them."""
         self.limit: int | None = None
         """An operator's limit, which stands until it is cleared."""
         self.paused = False
@@ -76,10 +76,15 @@ class Admission:
     def start_anew(self) -> None:
         """Forget all tickets, and what was seen; the rules and the guard's own partition stay."""
         kept = self.partitions.get(None)
-        self.__init__(Declaration(self.name, self.rules), self.epoch)
+        self.__init__(Declaration(self.name, self.rules), self.epoch, self.ids)
         if kept is not None:
             kept.__init__(self, None)
             self.partitions[None] = kept
+
+    def take_changed(self) -> list[Ticket]:
+        """Hand over the tickets that were decided upon, to be told by whoever took the step."""
+        changed, self.changed = self.changed, []
+        return changed
 
     def declare(self, rules: Rules, now: int) -> bool:
         """Take over rules of a higher revision; False where the same revision says otherwise."""

@@ -47,7 +47,7 @@ class Client:
         """End all waits of this loop, from any thread."""
         for row in list(self._rows.values()):
             for permit in list(row.permits):
-                permit.wake(reason)
+                permit.give_up(reason)
 
 
 @final
@@ -99,7 +99,7 @@ class Row:
                 if self._patience is None or permit.arrival + self._patience > now:
                     self.set_timer()
                     return
-                permit.wake("timeout")
+                permit.resolve("timeout")
             else:
                 self._gone -= 1
             permits.popleft()

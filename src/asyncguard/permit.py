@@ -240,7 +240,7 @@ class Permit(Ticket):
 
     # --- for the guard, the client and the backend ---------------------------------------------
 
-    def notify(self) -> bool:
+    def notify(self, interrupts: bool = False) -> bool:
         """Hear that the backend changed the state, from any thread; False where nobody hears."""
         future = self.future
         if future is None:
@@ -248,31 +248,26 @@ class Permit(Ticket):
                 self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
             return True
         row = self.row
-        if len(running_tasks) == 1 and row.loop in running_tasks and get_ident() == row.thread:
-            if not future.done():  # as wake does it, in place
-                future.set_result(None)
-            return True
-        return self.wake()
+        if interrupts or not (
+            # Its loop runs here: `running_tasks` is asked where the other question costs more.
+            (len(running_tasks) == 1 and row.loop in running_tasks and get_ident() == row.thread)
+            or asyncio._get_running_loop() is row.loop
+        ):
+            return self.give_up(None)
+        if not future.done():
+            future.set_result(None)
+        return True
 
-    def wake(self, reason: Reason | None = None) -> bool:
-        """End the wait, from any thread; False where its loop is closed."""
-        row = self.row
-        loop = row.loop
-        future = self.future
+    def give_up(self, reason: Reason | None) -> bool:
+        """End the wait, from anywhere; False where its loop is closed."""
         try:
-            if not (
-                # It runs here: `running_tasks` is asked where the other question costs more.
-                (len(running_tasks) == 1 and loop in running_tasks and get_ident() == row.thread)
-                or asyncio._get_running_loop() is loop
-            ):
-                loop.call_soon_threadsafe(self._resolve, reason)
-            elif future is not None and not future.done():
-                future.set_result(reason)
+            self.row.loop.call_soon_threadsafe(self.resolve, reason)
         except RuntimeError:
             return False
         return True
 
-    def _resolve(self, reason: Reason | None) -> None:
+    def resolve(self, reason: Reason | None) -> None:
+        """End the wait, on its loop."""
         future = self.future
         if future is not None and not future.done():
             future.set_result(reason)

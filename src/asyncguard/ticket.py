@@ -152,8 +152,13 @@ class Ticket:
     estimate: float | None
     """Ticks that a ticket would have waited that entered when this one was refused."""
 
-    def notify(self) -> bool:
-        """Tell the client that the state was changed; False where nobody can hear it any more."""
+    def notify(self, interrupts: bool = False) -> bool:
+        """Tell the client that the state was changed; False where nobody can hear it any more.
+
+        `interrupts` says that the caller may be a finaliser or a signal handler, and so have come just
+        as the client's loop fell asleep.
+        """
+        del interrupts
         return True
 
 

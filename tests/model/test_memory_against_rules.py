@@ -73,7 +73,7 @@ class Heard(Ticket):
 
     told: list[int | str]
 
-    def notify(self) -> bool:
+    def notify(self, interrupts: bool = False) -> bool:
         self.told.append(self.id)
         return True
 

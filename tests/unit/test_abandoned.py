@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import selectors
+import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -191,3 +193,31 @@ async def test_a_task_that_ended_does_not_live_on_in_the_guard(guard: Guard) -> 
     gc.collect()
     alive = [reference for reference in references if reference() is not None]
     assert len(alive) <= 1
+
+
+class _CollectingSelector(selectors.DefaultSelector):
+    """Has a collection come just when its loop has seen that nothing is ready, and goes to sleep."""
+
+    garbage: list[Any]
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None or timeout > 0:
+            self.garbage.clear()
+        return super().select(timeout)
+
+
+def test_a_permit_collected_as_the_loop_falls_asleep_wakes_it() -> None:
+    selector = _CollectingSelector()
+    selector.garbage = []
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selector)) as runner:
+        guard = AsyncGuard().guard("report")
+
+        async def waits() -> None:
+            selector.garbage.append(await guard.acquire())
+            async with asyncio.timeout(5), guard:
+                pass
+
+        start = time.monotonic()
+        with pytest.warns(ResourceWarning, match="dropped"):
+            runner.run(waits())
+        assert time.monotonic() - start < 2

@@ -196,7 +196,7 @@ class ManualClock:
 class Gone(Ticket):
     """A ticket whose client can't be told anything any more."""
 
-    def notify(self) -> bool:
+    def notify(self, interrupts: bool = False) -> bool:
         return False
 
 

@@ -31,7 +31,7 @@ class Backend(Protocol):
     """What its guarantee rests on, in a sentence."""
 
     def new_id(self) -> int | str:
-        """Choose an id that no other ticket of this backend has; 0 where none is needed."""
+        """Choose an id that no other ticket of this backend has."""
         ...
 
     def enter(self, ticket: Ticket, *, wait: bool = True) -> Awaitable[None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import threading
@@ -26,9 +27,16 @@ if TYPE_CHECKING:
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Declaration, Ticket
 
-_BUSY = "a finaliser or signal handler that interrupts a guard's step can leave a guard, and nothing else"
 _MANY = 256
 """Tickets that may end without the lock before they are counted."""
+
+
+@final
+class _InterruptsError(RuntimeError):
+    """A finaliser or signal handler that interrupts a guard's step can leave a guard, and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(self.__doc__)
 
 
 @final
@@ -44,6 +52,7 @@ class MemoryBackend:
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self._now = clock.now
+        self._ids = itertools.count(1)
         self._admissions: dict[str, Admission] = {}
         self._start_anew()
         _live.add(self)
@@ -64,7 +73,7 @@ class MemoryBackend:
             admission.start_anew()
 
     def new_id(self) -> int:
-        return 0
+        return next(self._ids)
 
     # Most partitions are quick: one permit, plain tickets, order of arrival. For these, `enter` and
     # `leave` do in place what the rules come to, in a quarter of the time; a test holds the two
@@ -104,7 +113,7 @@ class MemoryBackend:
         lock.acquire()
         if self._busy:
             lock.release()
-            raise RuntimeError(_BUSY)
+            raise _InterruptsError
         self._busy = True
         try:
             line = partition.line
@@ -120,7 +129,7 @@ class MemoryBackend:
             waiting = partition.waiting = partition.waiting + 1
             if not partition.holders:  # one that came in without the lock, and went out, was in the way
                 partition.advance(now)
-                changed, partition.admission.changed = partition.admission.changed, []
+                changed = partition.admission.take_changed()
             statistics = partition.statistics
             if len(statistics.fresh) >= BATCH or not statistics.mean_hold:
                 statistics.digest()
@@ -145,7 +154,7 @@ class MemoryBackend:
         lock.acquire()
         if self._busy:
             lock.release()
-            raise RuntimeError(_BUSY)
+            raise _InterruptsError
         self._busy = True
         try:
             now = self._now()
@@ -156,7 +165,7 @@ class MemoryBackend:
             admission = partition.admission
             if not partition.holders:
                 admission.retire(partition, now)
-            changed, admission.changed = admission.changed, []
+            changed = admission.take_changed()
         finally:
             self._busy = False
             lock.release()
@@ -243,7 +252,7 @@ class MemoryBackend:
             admission = partition.admission
             if not partition.holders:
                 admission.retire(partition, now)
-            changed, admission.changed = admission.changed, []
+            changed = admission.take_changed()
         finally:
             self._busy = False
             lock.release()
@@ -253,26 +262,25 @@ class MemoryBackend:
             self._follow_up(partition, changed)
 
     def _advance(self, partition: Partition, ticket: Ticket, now: int) -> None:
-        with self._alone() as alone:
-            if not alone:
-                self._abandoned.append(ticket)
-                return
-            partition.advance(now)
-            partition.statistics.digest()
-            admission = partition.admission
-            changed, admission.changed = admission.changed, []
+        try:
+            with self._step():
+                partition.advance(now)
+                partition.statistics.digest()
+                changed = partition.admission.take_changed()
+        except _InterruptsError:
+            self._abandoned.append(ticket)
+            return
         self._follow_up(partition, changed)
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[bool]:
-        """Hold the lock, and then see to what was abandoned; False: the caller interrupts its holder."""
+    def _step(self) -> Iterator[int]:
+        """Hold the lock for one step of the rules, and see to what was abandoned meanwhile."""
         with self._lock:
             if self._busy:
-                yield False
-                return
+                raise _InterruptsError
             self._busy = True
             try:
-                yield True
+                yield self._now()
             finally:
                 self._busy = False
         if self._abandoned:
@@ -296,32 +304,24 @@ class MemoryBackend:
                 now = self._now()
                 partition.leave(ticket, now, finished=False)
                 partition.advance(now)
-                admission = partition.admission
-                admission.retire(partition, now)
-                changed, admission.changed = admission.changed, changed
+                partition.admission.retire(partition, now)
+                changed = partition.admission.take_changed()
             except IndexError:  # another thread was faster
                 return
             finally:
                 self._busy = False
                 self._lock.release()
-            self._tell(changed)
-
-    def _insist(self, alone: bool) -> None:
-        if not alone:
-            raise RuntimeError(_BUSY)
+            self._tell(changed, interrupts=True)
 
     # --- to look and to act --------------------------------------------------------------------
 
     def held(self, guard: str) -> list[Ticket]:
-        with self._alone() as alone:
-            self._insist(alone)
+        with self._step():
             admission = self._admissions.get(guard)
             return [t for p in admission.partitions.values() for t in p.held()] if admission else []
 
     async def inspect(self, declaration: Declaration, key: str | None) -> Snapshot:
-        with self._alone() as alone:
-            self._insist(alone)
-            now = self._now()
+        with self._step() as now:
             admission = self._open(declaration)
             if key is None:
                 return admission.inspect(now)
@@ -330,9 +330,7 @@ class MemoryBackend:
     async def configure(
         self, declaration: Declaration, key: str | None, *, limit: Setting = KEEP, paused: bool | None = None
     ) -> None:
-        with self._alone() as alone:
-            self._insist(alone)
-            now = self._now()
+        with self._step() as now:
             admission = self._open(declaration)
             if key is None:
                 admission.configure(now, limit=limit, paused=paused)
@@ -340,29 +338,25 @@ class MemoryBackend:
                 partition = admission.partitions.setdefault(key, Partition(admission, key))
                 partition.configure(now, limit=limit, paused=paused)
                 admission.retire(partition, now)
-            changed, admission.changed = admission.changed, []
+            changed = admission.take_changed()
         self._follow_up_all(admission, changed)
 
     async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
-        with self._alone() as alone:
-            self._insist(alone)
-            now = self._now()
+        with self._step() as now:
             admission = self._open(declaration)
             found = [(p, t) for p in admission.partitions.values() if (t := p.find(ticket_id))]
             for partition, ticket in found:
                 partition.evict(ticket, now)
                 admission.retire(partition, now)
-            changed, admission.changed = admission.changed, []
+            changed = admission.take_changed()
         self._follow_up_all(admission, changed)
         return bool(found)
 
     def redeclare(self, declaration: Declaration) -> None:
-        with self._alone() as alone:
-            self._insist(alone)
-            now = self._now()
+        with self._step() as now:
             admission = self._open(declaration)
             admission.redeclare(declaration.rules, now)
-            changed, admission.changed = admission.changed, []
+            changed = admission.take_changed()
         self._follow_up_all(admission, changed)
 
     async def aclose(self) -> None:
@@ -371,7 +365,8 @@ class MemoryBackend:
     def _open(self, declaration: Declaration) -> Admission:
         admission = self._admissions.get(declaration.name)
         if admission is None:
-            admission = self._admissions[declaration.name] = Admission(declaration, self.clock.epoch)
+            admission = Admission(declaration, self.clock.epoch, self._ids)
+            self._admissions[declaration.name] = admission
         return admission
 
     def _partition_for(self, ticket: Ticket, now: int) -> Partition | None:
@@ -403,31 +398,27 @@ class MemoryBackend:
 
     def _adopt(self, partition: Partition) -> None:
         """Find the loops of those that were waiting before time had a say."""
-        with self._alone() as alone:
-            self._insist(alone)
+        with self._step():
             permits = [ticket for ticket in partition.in_order() if isinstance(ticket, Permit)]
             loops = self._loops.setdefault(partition, set())
             loops.update(permit.row.loop for permit in permits if permit.future is not None)
 
-    def _tell(self, changed: Iterable[Ticket]) -> None:
+    def _tell(self, changed: Iterable[Ticket], *, interrupts: bool = False) -> None:
         for ticket in changed:
-            if not ticket.notify():
+            if not ticket.notify(interrupts):
                 self._abandoned.append(ticket)
 
     def waits(self, ticket: Ticket) -> None:
         if ticket.state == "waiting" and ticket.partition.gated and isinstance(ticket, Permit):
-            with self._alone():
+            with self._step():
                 self._loops.setdefault(ticket.partition, set()).add(ticket.row.loop)
             self._set_alarms(ticket.partition)
 
     def _set_alarms(self, partition: Partition) -> None:
         """Have each loop that waits advance the partition when it is due: any of them may be closed."""
-        with self._alone() as alone:
-            self._insist(alone)
-            now = self._now()
+        with self._step() as now:
             partition.advance(now)  # it may have become due since the step that this follows
-            admission = partition.admission
-            changed, admission.changed = admission.changed, []
+            changed = partition.admission.take_changed()
             due = partition.due(now)
             loops = self._loops.get(partition, set())
             if not partition.waiting:
@@ -445,13 +436,10 @@ class MemoryBackend:
         self._tell(changed)
 
     def _ring(self, partition: Partition, loop: asyncio.AbstractEventLoop, due: int) -> None:
-        with self._alone():
+        with self._step():
             if self._alarms.get((partition, loop)) == due:
                 del self._alarms[partition, loop]
-            partition.advance(self._now())
-            admission = partition.admission
-            changed, admission.changed = admission.changed, []
-        self._follow_up(partition, changed)
+        self._follow_up(partition, ())
 
 
 _live: weakref.WeakSet[MemoryBackend] = weakref.WeakSet()
