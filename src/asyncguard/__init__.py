@@ -21,6 +21,7 @@ from asyncguard.errors import (
     WouldBlock,
     WouldDeadlock,
 )
+from asyncguard.events import Event, Observer
 from asyncguard.guard import Guard
 from asyncguard.hub import AsyncGuard
 from asyncguard.permit import Loss, Permit, current_permit
@@ -34,6 +35,7 @@ __all__ = [
     "BackendUnavailable",
     "Clock",
     "Draining",
+    "Event",
     "Evicted",
     "Guard",
     "GuardError",
@@ -41,6 +43,7 @@ __all__ = [
     "Holder",
     "HopelessWait",
     "Loss",
+    "Observer",
     "Paused",
     "Percentiles",
     "Permit",

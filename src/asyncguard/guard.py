@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from asyncguard.backends import Backend
     from asyncguard.client import Row
     from asyncguard.errors import Reason, Refused
+    from asyncguard.events import Observers
     from asyncguard.hub import AsyncGuard
     from asyncguard.keys import Key
     from asyncguard.permit import Scope
@@ -97,20 +98,38 @@ class Guard:
     of which knows its permit.
     """
 
-    __slots__ = ("_cancels", "_hub", "_max_hold", "_row", "_special", "_terms", "bound_to", "options")
+    __slots__ = (
+        "__weakref__",
+        "_cancels",
+        "_hub",
+        "_max_hold",
+        "_observers",
+        "_row",
+        "_special",
+        "_terms",
+        "bound_to",
+        "options",
+    )
 
     def __init__(self, hub: AsyncGuard, options: Options) -> None:
         self._hub = hub
         self.options = options
         self._cancels = options.on_lost == "cancel"
         self._max_hold = options.max_hold
-        self._special = options != Options(name=options.name, rules=options.rules, max_wait=options.max_wait)
-        """Whether it has options that a block without them needn't look at."""
+        self._observers: Observers | None = None
+        self._special = False
+        """Whether there is more to do than a block without options and observers needs."""
         self._row: Row | None = None
         """Where the last ticket waited."""
         self.bound_to: Backend | None = None
         """The backend, once used and while the process isn't shutting down."""
         self._terms = Terms(Declaration(options.name, options.rules), patience=as_ticks(options.max_wait))
+        self.tell(hub.observers)
+
+    def tell(self, observers: Observers) -> None:
+        """Have observers hear of its tickets from now on, if there are any."""
+        self._observers = observers or None
+        self._special = bool(observers) or not self._cancels or self._max_hold is not None
 
     def __repr__(self) -> str:
         return f"<Guard {self.name!r}, limit {self.limit}>"
@@ -279,12 +298,17 @@ class Guard:
         """
         backend = self.bound_to or self._bind()
         permit = new_permit(backend.new_id(), *self._terms_for(key, ask), backend)
+        permit.arrival = backend.clock.now()
         if backend.enter(permit, wait=False) is not None:
-            raise NotImplementedError
-        if permit.state == "refused":
-            raise self._refusal(permit, None)
-        if permit.state != "held":
+            raise NotImplementedError(
+                "this backend can't be asked without waiting for it: use `await guard.acquire(timeout=0)`"
+            )
+        if permit.state == "new":
             raise WouldBlock(f"no permit of {self!r} is free right now: `await acquire()` waits for one")
+        if self._observers is not None:
+            permit.tell(self._observers)
+        if permit.state == "refused":
+            raise self._refuse(permit, None)
         self._begin(permit)
         return permit.handle()
 
@@ -388,7 +412,13 @@ class Guard:
         """Become a permit, by the same steps as `__aenter__`."""
         backend = self.bound_to or self._bind()
         permit = new_permit(backend.new_id(), terms, key, backend)
-        answer = backend.enter(permit)
+        observers = self._observers
+        if observers is None:
+            answer = backend.enter(permit)
+        else:
+            permit.arrival = backend.clock.now()  # until the backend knows better
+            answer = backend.enter(permit)
+            permit.tell(observers)
         if answer is not None or permit.state != "held":
             future = self._expect(permit, scope)
             try:
@@ -418,6 +448,8 @@ class Guard:
                 permit.only_notify()
             if self._max_hold is not None:
                 permit.limit_hold(self._max_hold)
+            if permit.extra is not None and permit.extra.audience is not None:
+                permit.extra.audience.hear_it_was_granted(permit)
             if (served := exchange.get()) is not None:
                 served.granted(permit)
         except BaseException:
@@ -435,7 +467,7 @@ class Guard:
             self._check_deadlock(permit, scope)
         if permit.state != "waiting":
             if permit.state == "refused":
-                raise self._refusal(permit, None)
+                raise self._refuse(permit, None)
             if permit.state == "new":  # the answer is still on its way
                 permit.arrival = self._hub.clock.now()
         row = self._row
@@ -472,15 +504,16 @@ class Guard:
         permit.row.forget(permit)
         if permit.state != "held":
             permit.backend.leave(permit, reason)
-            raise self._refusal(permit, reason)
+            raise self._refuse(permit, reason)
 
     def _withdraw(self, permit: Permit, error: BaseException) -> None:
         """Leave no trace of a wait that was broken off."""
         permit.row.forget(permit)
         if isinstance(error, GeneratorExit):  # perhaps in a finaliser
-            permit.backend.abandon(permit)
+            permit.abandon("withdrawn")
         else:
             permit.backend.leave(permit, finished=False)
+            permit.tell_end("withdrawn")
 
     def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:
@@ -491,10 +524,16 @@ class Guard:
                 and mine.partition.is_full_for(permit)
             ):
                 permit.backend.leave(permit)
+                permit.tell_end("withdrawn")
                 raise WouldDeadlock(
                     f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
                     "guard once, around all the work"
                 )
+
+    def _refuse(self, permit: Permit, gave_up: Reason | None) -> Refused:
+        refusal = self._refusal(permit, gave_up)
+        permit.tell_end("refused", refusal)
+        return refusal
 
     def _refusal(self, permit: Permit, gave_up: Reason | None) -> Refused:
         reason = gave_up or "evicted"

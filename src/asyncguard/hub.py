@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import inspect
 import os
 import threading
 import weakref
@@ -16,6 +17,7 @@ from asyncguard.checks import check_choice, check_number, check_rate, check_whol
 from asyncguard.client import Client
 from asyncguard.clock import SystemClock
 from asyncguard.errors import Draining
+from asyncguard.events import Observers
 from asyncguard.guard import Guard, OnLost, Options, Replacement
 from asyncguard.keys import as_name
 from asyncguard.ticket import Order, Rate, Rules
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
     from asyncguard.backends import Backend
     from asyncguard.clock import Clock
+    from asyncguard.events import Observer
 
 _MOST_THREADS = 1000
 """Threads for guarded `def`s; guards bound how many are in use, and none is started before it is needed."""
@@ -66,6 +69,9 @@ class AsyncGuard:
         self._guards: dict[str, Guard] = {}
         """The guard that speaks for each name: the one declared, or the variant that replaced it."""
         self._bound: list[Guard] = []
+        self.observers = Observers()
+        self._made: weakref.WeakSet[Guard] = weakref.WeakSet()
+        """Every guard and variant that is still in use."""
         self._lock = threading.Lock()
         _live.add(self)
 
@@ -115,7 +121,7 @@ class AsyncGuard:
         with self._lock:
             guard = self._guards.get(name)
             if guard is None:
-                guard = self._guards[name] = Guard(self, options)
+                guard = self._guards[name] = self._make(options)
             elif guard.options != options:
                 raise ValueError(
                     f"guard {name!r} was declared with other options: {_difference(guard.options, options)}; "
@@ -168,6 +174,26 @@ class AsyncGuard:
         if self._backend is not None:
             await self._backend.aclose()
         self._draining = False
+
+    def observe(self, observer: Observer) -> Callable[[], None]:
+        """Call `observer` with an `Event` whenever something happens to a ticket; what results ends that.
+
+        It hears of the tickets that enter from now on through this AsyncGuard, in this process. It is
+        called at once, in the thread where it happened, so it mustn't block; what it raises is logged.
+
+        Raises:
+            TypeError: it can't be called, or is a coroutine function.
+        """
+        if not callable(observer) or inspect.iscoroutinefunction(observer):
+            raise TypeError(f"observer: expected a plain function of one Event, got {observer!r}")
+        self.observers.add(observer)
+        self._tell_guards()
+
+        def end() -> None:
+            self.observers.remove(observer)
+            self._tell_guards()
+
+        return end
 
     def explain(self) -> str:
         """Say in plain words what guards there are, where their permits live, and what that assumes."""
@@ -245,7 +271,7 @@ class AsyncGuard:
             return self.guard(**{**declared, **changes})
         with self._lock:
             before = self._guards[variant.name].options
-            guard = self._guards[variant.name] = Guard(self, variant)
+            guard = self._guards[variant.name] = self._make(variant)
         if variant.rules != before.rules:
             self.open().redeclare(guard.declaration)
         return guard
@@ -256,6 +282,16 @@ class AsyncGuard:
             if self._backend is None:
                 self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
             return self._backend
+
+    def _make(self, options: Options) -> Guard:
+        guard = Guard(self, options)
+        self._made.add(guard)
+        return guard
+
+    def _tell_guards(self) -> None:
+        with self._lock:
+            for guard in self._made:
+                guard.tell(self.observers)
 
     def _unbind(self) -> None:
         bound, self._bound = self._bound, []

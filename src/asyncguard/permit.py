@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import HoldExceeded, PermitLost
+from asyncguard.events import Audience
 from asyncguard.running import current_task, running_tasks
 from asyncguard.ticket import Ticket
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from asyncguard.backends import Backend
     from asyncguard.client import Row
     from asyncguard.clock import Timer
-    from asyncguard.errors import Reason
+    from asyncguard.errors import Reason, Refused
+    from asyncguard.events import Kind, Observers
     from asyncguard.ticket import Terms
 
 
@@ -152,9 +154,11 @@ _rare = threading.Lock()
 class Extra:
     """What few permits have, apart so that the many stay small."""
 
-    __slots__ = ("cancelled", "cancelling", "cancels", "error", "handle", "loss", "real", "timer")
+    __slots__ = ("audience", "cancelled", "cancelling", "cancels", "error", "handle", "loss", "real", "timer")
 
     def __init__(self) -> None:
+        self.audience: Audience | None = None
+        """The observers that hear of it."""
         self.error: PermitLost | None = None
         self.loss: Loss | None = None
         self.timer: Timer | None = None
@@ -282,9 +286,35 @@ class Permit(Ticket):
         """Pass the permit on, if it is still held."""
         if self.state != "held":
             return None
-        if self.extra is not None and self.extra.timer is not None:
-            self.extra.timer.cancel()
-        return self.backend.leave(self, finished=finished)
+        extra = self.extra
+        if extra is not None and extra.timer is not None:
+            extra.timer.cancel()
+        acknowledged = self.backend.leave(self, finished=finished)
+        if extra is not None and extra.audience is not None:
+            extra.audience.hear_it_ended("released", self)
+        return acknowledged
+
+    def take_away(self) -> None:
+        """Have it lost while it is held: it passes on at once, and its work is told."""
+        self.backend.leave(self, finished=False)
+        self.state = "lost"
+        self.notify()
+
+    def tell(self, observers: Observers) -> None:
+        """Have observers hear of it, from its entering on."""
+        audience = self._extras().audience = Audience(observers)
+        audience.hear_it_entered(self)
+
+    def tell_end(self, kind: Kind, refusal: Refused | None = None) -> None:
+        """Have its observers hear how it ended, if it has any."""
+        if self.extra is not None and self.extra.audience is not None:
+            self.extra.audience.hear_it_ended(kind, self, refusal)
+
+    def abandon(self, kind: Kind) -> None:
+        """Leave from a finaliser, perhaps."""
+        self.backend.abandon(self)
+        if self.extra is not None and self.extra.audience is not None:
+            self.extra.audience.hear_it_was_abandoned(kind, self)
 
     def only_notify(self) -> None:
         """Have a loss set `lost`, and leave the work alone."""
@@ -299,13 +329,15 @@ class Permit(Ticket):
                 "max_hold needs a running event loop to tell when it is over: take the permit in a coroutine"
             ) from None
         task = asyncio.current_task()
-        self._extras().cancelling = task.cancelling() if task is not None else 0
-        self._extras().timer = self.backend.clock.call_later(loop, max_hold, self._overrun, max_hold)
+        extra = self._extras()
+        extra.cancelling = task.cancelling() if task is not None else 0
+        extra.timer = self.backend.clock.call_later(loop, max_hold, self._overrun, max_hold)
 
     def _overrun(self, max_hold: float) -> None:
         extra = self._extras()
         error = HoldExceeded(f"the work under {self!r} ran for longer than max_hold={max_hold:g} s")
         if extra.handle is not None:
+            self.tell_end("lost")
             self.end(finished=False)
         self._lose(error)
 
@@ -314,6 +346,7 @@ class Permit(Ticket):
         with _rare:
             extra.error = error
             loss = extra.loss
+        self.tell_end("lost")
         if loss is not None:
             loss._happen()
         scope = self.scope  # once: its block may end meanwhile
@@ -343,7 +376,7 @@ class Permit(Ticket):
         elif not isinstance(exc, GeneratorExit):
             acknowledged = self.end(finished=exc is None or isinstance(exc, Exception))
         elif self.state == "held":  # perhaps in a finaliser
-            self.backend.abandon(self)
+            self.abandon("released")
         extra = self.extra
         if extra is not None and extra.error is not None and extra.cancels and scope is not None:
             task = scope.task()
@@ -369,7 +402,7 @@ class Permit(Ticket):
 
     def _dropped(self, _: weakref.ref[Permit]) -> None:
         if self.state == "held":
-            self.backend.abandon(self)
+            self.abandon("released")
             warnings.warn(
                 f"a permit of guard {self.guard!r} was dropped and is released now: call `await "
                 "permit.release()`, or use `async with guard`",

@@ -48,8 +48,9 @@ class Wrapper:
         _check_function(func)
         key_of = None if self._key is None else _key_reader(func, self._key)
         guard, ask = self._guard, self._ask
-        plain = key_of is None and not ask and _is_async(func)
-        run = _run if _is_async(func) else functools.partial(_run_in_thread, guard)
+        is_async = _is_async(func)
+        plain = is_async and key_of is None and not ask
+        run = _run if is_async else functools.partial(_run_in_thread, guard)
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
