@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import math
 import sys
 from typing import TYPE_CHECKING
 
 from asyncguard import AsyncGuard, __version__
+from asyncguard.commands import USAGE_ERROR, check_extra, simulate
 from asyncguard.service.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_USAGE_ERROR = 2
-"""The exit code for what the caller must change, as argparse has it."""
 _LAST_PORT = 65535
 _GRACE = 1
 """Seconds that a shutdown waits for beyond the time of the work that is running."""
@@ -38,25 +36,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free")
     serve.add_argument("--workers", type=int, default=1, help="worker processes; only 1 in this version")
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
+    serve.set_defaults(run=_serve)
+    simulate.declare(commands)
     options = parser.parse_args(arguments)
-    return _serve(options.host, options.port, options.workers, reload=options.reload)
+    code: int = options.run(options)
+    return code
 
 
-def _serve(host: str, port: int, workers: int, *, reload: bool) -> int:
+def _serve(options: argparse.Namespace) -> int:
     try:
-        _check_workers(workers)
-        _check_port(port)
-        _check_extra()
+        _check_workers(options.workers)
+        _check_port(options.port)
+        check_extra("the service", "fastapi", "uvicorn", extra="service")
         settings = Settings.from_environ()
         AsyncGuard().explain()
     except (ValueError, ImportError) as error:
         print(f"asyncguard serve: {error}", file=sys.stderr)  # noqa: T201
-        return _USAGE_ERROR
+        return USAGE_ERROR
 
     from asyncguard.service.server import serve  # noqa: PLC0415
 
     return serve(
-        settings, host=host, port=port, reload=reload, grace=math.ceil(settings.work_seconds) + _GRACE
+        settings,
+        host=options.host,
+        port=options.port,
+        reload=options.reload,
+        grace=math.ceil(settings.work_seconds) + _GRACE,
     )
 
 
@@ -83,16 +88,3 @@ def _check_port(port: int) -> None:
     """
     if not 0 <= port <= _LAST_PORT:
         raise ValueError(f"--port: expected 0 to {_LAST_PORT}, got {port}")
-
-
-def _check_extra() -> None:
-    """Look for what the service needs beyond the library.
-
-    Raises:
-        ImportError: something is missing.
-    """
-    missing = [name for name in ("fastapi", "uvicorn") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ImportError(
-            f'the service needs {" and ".join(missing)}: run `pip install "asyncguard[service]"`'
-        )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 import asyncguard
+from asyncguard import testing
+from asyncguard.cli import main
 from asyncguard.errors import REFUSALS
 from asyncguard.guard import Ask
 from asyncguard.service.settings import Settings
@@ -21,9 +25,13 @@ from asyncguard.service.settings import Settings
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
+TESTING = (ROOT / "docs" / "testing.md").read_text()
+SIMULATE = (ROOT / "docs" / "simulate.md").read_text()
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"^\$ asyncguard (simulate .*)\n((?:(?!\$ |```).*\n)*)", re.MULTILINE)
+"""A command on a page, and what it prints, where that is shown."""
 
 
 @dataclass
@@ -56,6 +64,32 @@ def test_it_runs_as_printed(example: Example) -> None:
         check_application(app)
 
 
+def commands() -> list[Example]:
+    return [
+        Example(page, text.count("\n", 0, command.start(1)) + 1, command[0])
+        for page in PAGES
+        for text in [page.read_text()]
+        for command in COMMAND.finditer(text)
+    ]
+
+
+@pytest.mark.parametrize("example", commands(), ids=str)
+def test_it_prints_what_is_shown(
+    example: Example,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    command = COMMAND.match(example.code)
+    assert command is not None
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.chdir(tmp_path)
+
+    assert main(command[1].split()) == 0
+    printed = "".join(f"{line.rstrip()}\n" for line in capsys.readouterr().out.splitlines())
+    assert command[2] in ("", printed)
+
+
 def check_application(app: FastAPI) -> None:
     """Ask every endpoint that the example has."""
     paths = [route.path for route in app.routes if isinstance(route, APIRoute)]
@@ -65,6 +99,22 @@ def check_application(app: FastAPI) -> None:
             response = client.get(re.sub("{.*?}", "7", path))
             assert response.status_code == 200, response.text
             assert response.headers["server-timing"].startswith("queue;desc=")
+
+
+@pytest.mark.parametrize("example", [each for each in examples() if "def test_" in each.code], ids=str)
+def test_its_tests_pass(example: Example, tmp_path: Path) -> None:
+    (conftest,) = [each.code for each in examples() if "pytest_plugins" in each.code]
+    (tmp_path / "conftest.py").write_text(conftest)
+    (tmp_path / "test_example.py").write_text("\n" * (example.line - 1) + example.code)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+    )
+    assert done.returncode == 0, done.stdout
 
 
 def test_readme_has_an_application_of_about_ten_lines() -> None:
@@ -104,6 +154,15 @@ def test_every_setting_is_listed() -> None:
         assert f"\n| `ASYNCGUARD_{name.upper()}` |" in GUIDE
 
 
+def test_every_option_of_the_simulation_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["simulate", "--help"])
+    options = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    assert len(options) > 10
+    for option in options:
+        assert re.search(rf"^### `{option}[ `].*\n(?:(?!#).*\n)+\$ .*{option}\b", SIMULATE, re.MULTILINE)
+
+
 def test_every_make_target_that_is_named_exists() -> None:
     makefile = (ROOT / "Makefile").read_text()
     named = {target for page in PAGES for target in re.findall(r"(?:    |`)make ([a-z-]+)", page.read_text())}
@@ -116,3 +175,8 @@ def test_links_lead_somewhere() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_everything_for_tests_of_applications_is_shown() -> None:
+    for name in testing.__all__:
+        assert f"\n| `{name}(" in TESTING

@@ -3,66 +3,56 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import pytest
-from simulation import Simulation, Tenant, always, exponential
 
 from asyncguard.admission import Admission, Partition
 from asyncguard.clock import TICKS
+from asyncguard.simulation import Draw, Load, Tenant, always, exponential, simulate
 from asyncguard.ticket import Declaration, Rules, Terms, Ticket, new_ticket
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from random import Random
 
 NEAR = 0.2
 
 
-class Waits(Simulation):
+class Waits:
     """A run that compares what each ticket was told with how long it then waited."""
 
-    def __init__(self, limit: int, tenants: list[Tenant]) -> None:
-        super().__init__(Rules(limit=limit, max_waiting=None), tenants, seed=5)
+    def __init__(self, limit: int, tenants: list[Tenant], seconds: float) -> None:
         self.told: dict[Ticket, float] = {}
-        self.newcomer: Ticket | None = None
         self.pairs: list[tuple[str, float, float]] = []
         """Tenant, estimated wait, real wait."""
+        load = Load(rules=Rules(limit=limit, max_waiting=None), tenants=tenants, seconds=seconds, seed=5)
+        self.counts_from = round(seconds * load.warm_up * TICKS)
+        simulate(load, hear=self._hear)
 
-    def entering(self, ticket: Ticket) -> None:
-        self.newcomer = ticket
-
-    def _follow(self) -> None:
-        ticket, self.newcomer = self.newcomer, None
-        if ticket is not None and ticket.state == "waiting" and self.now > self.counts_from:
-            shown = {waiter.id: waiter for waiter in self.partition.inspect(self.now).queue}
+    def _hear(self, ticket: Ticket, now: int) -> None:
+        if ticket.state == "waiting" and now > self.counts_from:
+            shown = {waiter.id: waiter for waiter in ticket.partition.inspect(now).queue}
             estimate = shown[str(ticket.id)].estimated_wait
             assert estimate is not None
             self.told[ticket] = estimate
-        super()._follow()
-
-    def granted(self, ticket: Ticket) -> None:
-        if ticket in self.told:
+        elif ticket in self.told:
             wait = (ticket.granted - ticket.arrival) / TICKS
             self.pairs.append((ticket.terms.tenant, self.told.pop(ticket), wait))
 
 
-class Load(NamedTuple):
+class Steady(NamedTuple):
     """A steady load: its limit, how long holds are, and how long the head start of every second is."""
 
     limit: int
-    hold: Callable[[Random], float]
+    hold: Draw
     head_start: float = 0.0
 
 
 LOADS = {
-    "M/M/1": Load(1, exponential(1)),
-    "M/D/1": Load(1, always(1)),
-    "M/M/4": Load(4, exponential(1)),
-    "M/D/4": Load(4, always(1)),
-    "M/M/16": Load(16, exponential(1)),
-    "M/D/16": Load(16, always(1)),
-    "M/D/1, head starts of one hold": Load(1, always(1), head_start=1),
+    "M/M/1": Steady(1, exponential(1)),
+    "M/D/1": Steady(1, always(1)),
+    "M/M/4": Steady(4, exponential(1)),
+    "M/D/4": Steady(4, always(1)),
+    "M/M/16": Steady(16, exponential(1)),
+    "M/D/16": Steady(16, always(1)),
+    "M/D/1, head starts of one hold": Steady(1, always(1), head_start=1),
 }
 
 
@@ -74,9 +64,8 @@ def test_the_estimate_is_within_a_fifth_at_the_median(name: str, capsys: pytest.
         Tenant("without", between, load.hold),
         Tenant("with", between, load.hold, priority=load.head_start),
     ]
-    waits = Waits(load.limit, tenants)
 
-    waits.run(seconds=4000 / load.limit**0.8)
+    waits = Waits(load.limit, tenants, seconds=4000 / load.limit**0.8)
 
     real = median(wait for _, _, wait in waits.pairs)
     told = median(estimate for _, estimate, _ in waits.pairs)
@@ -87,9 +76,8 @@ def test_the_estimate_is_within_a_fifth_at_the_median(name: str, capsys: pytest.
 
 def test_who_has_a_head_start_is_told_right_and_who_has_none_too_little() -> None:
     tenants = [Tenant("without", 2 / 0.9, always(1)), Tenant("with", 2 / 0.9, always(1), priority=5)]
-    waits = Waits(1, tenants)
 
-    waits.run(seconds=4000)
+    waits = Waits(1, tenants, seconds=4000)
 
     for tenant, near in (("with", True), ("without", False)):
         real = median(wait for who, _, wait in waits.pairs if who == tenant)

@@ -230,7 +230,7 @@ class MemoryAgainstRules(RuleBasedStateMachine):
             if ours.state in {"held", "released", "lost"}:
                 assert theirs.granted == ours.granted
             if ours.state == "refused":
-                assert (theirs.reason, theirs.estimate) == (ours.reason, ours.estimate)
+                assert (theirs.reason, theirs.outlook) == (ours.reason, ours.outlook)
         self.pairs = [pair for pair in self.pairs if pair[1].state != "refused"]
 
     @invariant()

@@ -24,6 +24,7 @@ from asyncguard import (
     Waiter,
     current_permit,
 )
+from asyncguard.testing import ManualClock, force_full, force_lost, fresh
 
 ag = AsyncGuard("memory:", namespace="shop", revision=3, clock=SystemClock())
 guard = ag.guard(
@@ -43,6 +44,7 @@ assert_type(guard.name, str)
 assert_type(guard.limit, int)
 assert_type(ag.explain(), str)
 clock: Clock = SystemClock()
+clock = ManualClock()
 
 
 class Account(enum.Enum):
@@ -179,3 +181,11 @@ ag.guard("report", limit="2")  # type: ignore[arg-type]
 ag.guard("report", order="random")  # type: ignore[arg-type]
 ag.guard("report", 2)  # type: ignore[call-arg]
 guard.replace(max_wiat=3)  # type: ignore[call-arg]
+
+
+def tests(permit: Permit) -> None:
+    with fresh(ag) as empty, force_full("report"), force_full("report", estimated_wait=None):
+        assert_type(empty, AsyncGuard)
+    assert_type(force_lost(permit), None)
+    assert_type(ManualClock().advance(1.5), None)
+    force_full(guard)  # type: ignore[arg-type]
