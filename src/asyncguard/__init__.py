@@ -4,6 +4,7 @@ from asyncguard.backends import Backend
 from asyncguard.clock import Clock, SystemClock
 from asyncguard.errors import (
     BackendUnavailable,
+    ClientLeft,
     Draining,
     Evicted,
     GuardError,
@@ -33,6 +34,7 @@ __all__ = [
     "AsyncGuard",
     "Backend",
     "BackendUnavailable",
+    "ClientLeft",
     "Clock",
     "Draining",
     "Event",

@@ -19,7 +19,7 @@ from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.leases import Leases
 from asyncguard.order import Queue, queue_for
 from asyncguard.statistics import Holder, Snapshot, Statistics, Waiter
-from asyncguard.ticket import EXCLUSIVE, Declaration
+from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook
 
 if TYPE_CHECKING:
     from collections import deque
@@ -130,7 +130,7 @@ class Admission:
         """Refuse a ticket whose key has no partition because too many others have."""
         ticket.state = "refused"
         ticket.reason = "too_many_keys"
-        ticket.estimate = None
+        ticket.outlook = Outlook(None, 0, self.limit or self.rules.limit)
         self.statistics.refused["too_many_keys"] += 1
 
     def retire(self, partition: Partition, now: int) -> None:
@@ -567,7 +567,10 @@ class Partition:
     def _is_hopeless(self, ticket: Ticket, patience: int, now: int) -> bool:
         position = self.queue.ahead_of(ticket) if self.queue is not None else 0
         wait = self._estimate(self._ahead(position), position, ticket.terms.permits, now)
-        return wait is not None and wait > patience
+        if wait is None:
+            return False
+        within = ticket.terms.within
+        return wait > patience or (within is not None and wait + self.statistics.mean_hold > within)
 
     def _estimate(self, ahead: float, position: int, permits: int, now: int) -> float | None:
         """Estimate the wait behind `position` tickets that ask for `ahead` permits.
@@ -666,7 +669,7 @@ class Partition:
     def _refuse(self, ticket: Ticket, reason: Reason, now: int) -> None:
         ticket.state = "refused"
         ticket.reason = reason
-        ticket.estimate = self.estimate(now)
+        ticket.outlook = Outlook(self.estimate(now), self.waiting, self.limit)
         self.statistics.refused[reason] += 1
 
     def _grant(self, ticket: Ticket, now: int) -> bool:
@@ -703,7 +706,7 @@ class Partition:
         if terms.lease and self._leases is not None:
             self._leases.remove(ticket)
         if self.queue is not None:
-            self.queue.released(ticket, (terms.permits or self.limit) * (now - ticket.granted))
+            self.queue.released(ticket, (terms.permits or self.limit) * max(0, now - ticket.granted))
         if terms.permits == EXCLUSIVE:
             self._exclusive = None
             self._read_rules()

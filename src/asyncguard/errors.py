@@ -22,6 +22,9 @@ Reason = Literal[
 """Why a ticket was refused: a closed set, the same in code, on HTTP and in metrics."""
 
 
+Status = Literal[503, 429]
+
+
 class GuardError(Exception):
     """Something about a guard went wrong; the base of every error here."""
 
@@ -46,6 +49,12 @@ class Refused(GuardError):
         """Key of the partition that refused; None where the guard has no key."""
         self.estimated_wait = estimated_wait
         """Seconds that a ticket entering now would wait; None where too little is known."""
+        self.waiting: int | None = None
+        """Tickets that waited; None where that isn't known."""
+        self.limit: int | None = None
+        """Permits of the key; None where that isn't known."""
+        self.status: Status = 503
+        """How to answer on HTTP where the caller asked too often: 429 if it is known who that is."""
 
 
 class QueueFull(Refused):
@@ -114,6 +123,10 @@ class WouldBlock(GuardError):
 
 class WouldDeadlock(GuardError):
     """This task already holds the permit it asks for: take the guard once, around all the work."""
+
+
+class ClientLeft(GuardError):
+    """The client that the work was for has left while its ticket waited, so nobody needs an answer."""
 
 
 class PermitLost(GuardError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from asyncio import Future
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overlo
 from asyncguard.admission import KEEP
 from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
-from asyncguard.errors import REFUSALS, WouldBlock, WouldDeadlock
+from asyncguard.errors import REFUSALS, ClientLeft, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
 from asyncguard.permit import Permit, exchange, new_permit, open_scope, scope_here, scope_var
 from asyncguard.running import current_task, running_tasks
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from asyncguard.admission import Setting
     from asyncguard.backends import Backend
     from asyncguard.client import Row
-    from asyncguard.errors import Reason, Refused
+    from asyncguard.errors import Reason, Refused, Status
     from asyncguard.events import Observers
     from asyncguard.hub import AsyncGuard
     from asyncguard.keys import Key
-    from asyncguard.permit import Scope
+    from asyncguard.permit import Hold, Scope
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Order, Rate, Rules
+    from asyncguard.ticket import Order, Outlook, Rate, Rules
     from asyncguard.wrap import KeySource, P, R
 
 OnLost = Literal["cancel", "notify"]
@@ -53,10 +54,11 @@ class Options:
     max_wait: float | None
     max_hold: float | None = None
     on_lost: OnLost = "cancel"
+    status: Status = 503
 
 
-class Ask(TypedDict, total=False):
-    """What a call may ask of a guard; every keyword may be left out."""
+class Demand(TypedDict, total=False):
+    """What may be asked of a guard once for many calls; every keyword may be left out."""
 
     timeout: float | None
     """Seconds that the call is prepared to wait, if fewer than the guard's `max_wait`; 0: not at all."""
@@ -64,12 +66,17 @@ class Ask(TypedDict, total=False):
     """How many permits to take, 1 unless said; `ALL`: every one, whatever the limit is or becomes."""
     priority: float
     """A head start in seconds: it overtakes what came less than so long before it."""
-    tenant: str
-    """On whose behalf, for guards with `order="fair"`."""
     share: float
     """What the tenant should get in proportion to others, 1 unless said."""
     label: str
     """What the work is called, for people who look at the queue."""
+
+
+class Ask(Demand, total=False):
+    """What a call may ask of a guard; every keyword may be left out."""
+
+    tenant: str
+    """On whose behalf, for guards with `order="fair"`."""
 
 
 class Replacement(TypedDict, total=False):
@@ -84,6 +91,7 @@ class Replacement(TypedDict, total=False):
     rate: Rate | None
     max_keys: int
     on_lost: OnLost
+    status: Status
 
 
 @final
@@ -167,7 +175,7 @@ class Guard:
     # --- the block -----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Permit:
-        if self._special:
+        if self._special or _exchange() is not None:
             here = scope_here()
             permit = await self._enter(self._terms, None, here)
             self._open_block(permit, here)
@@ -210,8 +218,6 @@ class Guard:
             raise self._lost_already(permit)
         permit.outer = scope.innermost
         scope.innermost = permit
-        if _exchange() is not None:
-            self._begin(permit)
         return permit
 
     async def __aexit__(
@@ -371,22 +377,32 @@ class Guard:
     @overload
     def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
     @overload
-    def __call__(self, /, *, key: KeySource | None = None, **ask: Unpack[Ask]) -> Wrapper: ...
     def __call__(
-        self, func: Callable[..., Any] | None = None, /, *, key: KeySource | None = None, **ask: Unpack[Ask]
+        self, /, *, key: KeySource | None = None, hold: Hold = "auto", **ask: Unpack[Ask]
+    ) -> Wrapper: ...
+    def __call__(
+        self,
+        func: Callable[..., Any] | None = None,
+        /,
+        *,
+        key: KeySource | None = None,
+        hold: Hold = "auto",
+        **ask: Unpack[Ask],
     ) -> Any:
         """Put a function under the guard: `@guard`, or `@guard(key="account")`.
 
         What results is a coroutine function with the same signature. A plain `def` runs in a thread,
         and its permit passes on only when that has returned. `key` names one of the function's
-        parameters, or is called with its arguments.
+        parameters, or is called with its arguments. `hold` says until when the permit of an HTTP
+        handler is held: "auto" (until it has returned, or until the last of its stream was sent),
+        "handler", "body" or "background".
 
         Raises, at decoration:
             TypeError: it isn't a function, or is a generator function, whose body runs later.
             ValueError: no parameter goes by the name `key`; an argument is out of bounds.
         """
         self._terms_for(None, ask)
-        wrapper = Wrapper(self, key, ask)
+        wrapper = Wrapper(self, key, hold, ask)
         return wrapper if func is None else wrapper(func)
 
     # --- how a ticket becomes a permit ---------------------------------------------------------
@@ -394,8 +410,7 @@ class Guard:
     def _bind(self) -> Backend:
         """Find the backend at the first use, or after the guard was idle through a shutdown."""
         backend = self._hub.bind(self)
-        self._terms.owner = backend.owner
-        self._terms.lease = backend.lease
+        self._terms.come_from(backend.owner, backend.lease)
         return backend
 
     def _terms_for(self, key: Key | None, ask: Ask) -> tuple[Terms, str | None]:
@@ -405,12 +420,18 @@ class Guard:
         usual = self._terms
         if not usual.owner:
             backend = self._hub.open()
-            usual.owner, usual.lease = backend.owner, backend.lease
+            usual.come_from(backend.owner, backend.lease)
         return terms_for(usual, ask), text
 
     async def _enter(self, terms: Terms, key: str | None, scope: Scope) -> Permit:
         """Become a permit, by the same steps as `__aenter__`."""
         backend = self.bound_to or self._bind()
+        served = _exchange()
+        if served is not None:
+            if not served.is_open:
+                served = None
+            elif served.within is not None:
+                terms = within(terms, served.within)
         permit = new_permit(backend.new_id(), terms, key, backend)
         observers = self._observers
         if observers is None:
@@ -422,11 +443,18 @@ class Guard:
         if answer is not None or permit.state != "held":
             future = self._expect(permit, scope)
             try:
+                if served is not None:
+                    served.wait_begins(permit)
                 if answer is not None:
                     await answer
                 reason = await future
+                if served is not None:
+                    served.wait_ends(permit)
             except BaseException as error:
                 self._withdraw(permit, error)
+                if served is not None:
+                    with contextlib.suppress(ClientLeft):
+                        served.wait_ends(permit)
                 raise
             self._conclude(permit, reason)
         self._begin(permit)
@@ -450,7 +478,7 @@ class Guard:
                 permit.limit_hold(self._max_hold)
             if permit.extra is not None and permit.extra.audience is not None:
                 permit.extra.audience.hear_it_was_granted(permit)
-            if (served := exchange.get()) is not None:
+            if (served := _exchange()) is not None and served.is_open:
                 served.granted(permit)
         except BaseException:
             permit.end(finished=False)
@@ -542,8 +570,8 @@ class Guard:
         elif permit.state == "lost":
             reason = "evicted"
         rules = self.options.rules
-        estimate = getattr(permit, "estimate", None)
-        wait = None if estimate is None else estimate / TICKS
+        outlook: Outlook | None = getattr(permit, "outlook", None)
+        wait = None if outlook is None or outlook.wait is None else outlook.wait / TICKS
         patience = permit.terms.patience
         prepared = "for ever" if patience is None else f"{patience / TICKS:g} s"
         about = {
@@ -560,16 +588,20 @@ class Guard:
         }[reason]
         then = "" if wait is None else f"; a new ticket would wait about {wait:.1f} s"
         where = "" if permit.key is None else f", key {permit.key!r}"
-        return REFUSALS[reason](
+        refusal = REFUSALS[reason](
             f"guard {self.name!r}{where}: {about}{then}", guard=self.name, key=permit.key, estimated_wait=wait
         )
+        if outlook is not None:
+            refusal.waiting, refusal.limit = outlook.waiting, outlook.limit
+        refusal.status = self.options.status
+        return refusal
 
 
 @final
 class Entry:
     """A block of a guard that knows its permit; what `guard.permit()` makes, to be entered once."""
 
-    __slots__ = ("_guard", "_key", "_permit", "_terms", "work")
+    __slots__ = ("_guard", "_key", "_permit", "_terms", "heir", "work")
 
     def __init__(self, guard: Guard, terms: Terms, key: str | None) -> None:
         self._guard = guard
@@ -578,6 +610,8 @@ class Entry:
         self._permit: Permit | None = None
         self.work: concurrent.futures.Future[Any] | None = None
         """A thread's work, with which the permit ends if the block is left before."""
+        self.heir: Scope | None = None
+        """Where the work goes on when the block has ended, if it does: in a response that is sent."""
 
     async def __aenter__(self) -> Permit:
         if self._permit is not None:
@@ -595,7 +629,7 @@ class Entry:
     ) -> None:
         if self._permit is None:
             raise RuntimeError("this block was not entered")
-        acknowledged = self._permit.close_block(exc, work=self.work)
+        acknowledged = self._permit.close_block(exc, work=self.work, heir=self.heir)
         if acknowledged is not None:
             await acknowledged
 
@@ -607,6 +641,13 @@ def _is_over(task: asyncio.Task[Any] | None) -> bool:
 def as_ticks(seconds: float | None) -> int | None:
     """Convert seconds; None and infinity mean for ever."""
     return None if seconds is None or math.isinf(seconds) else round(seconds * TICKS)
+
+
+def within(terms: Terms, seconds: float) -> Terms:
+    """Make the terms of a call that wants to be done, work included, within so many seconds."""
+    ticks = round(seconds * TICKS)
+    patience = ticks if terms.patience is None else min(ticks, terms.patience)
+    return dataclasses.replace(terms, patience=patience, within=ticks)
 
 
 def terms_for(usual: Terms, ask: Ask) -> Terms:

@@ -10,26 +10,28 @@ import os
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Self, final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Self, Unpack, final
 
 from asyncguard.backends import open_backend
 from asyncguard.checks import check_choice, check_number, check_rate, check_whole
 from asyncguard.client import Client
 from asyncguard.clock import SystemClock
-from asyncguard.errors import Draining
+from asyncguard.errors import Draining, Status
 from asyncguard.events import Observers
 from asyncguard.guard import Guard, OnLost, Options, Replacement
 from asyncguard.keys import as_name
 from asyncguard.ticket import Order, Rate, Rules
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping
     from concurrent.futures import Future
     from types import TracebackType
 
     from asyncguard.backends import Backend
     from asyncguard.clock import Clock
     from asyncguard.events import Observer
+    from asyncguard.http import Installation
 
 _MOST_THREADS = 1000
 """Threads for guarded `def`s; guards bound how many are in use, and none is started before it is needed."""
@@ -97,6 +99,7 @@ class AsyncGuard:
         rate: Rate | None = None,
         max_keys: int = 100_000,
         on_lost: OnLost = "cancel",
+        status: Status = 503,
     ) -> Guard:
         """Declare a guard, or find the one that was declared with the same name and options.
 
@@ -112,12 +115,16 @@ class AsyncGuard:
             max_keys: how many keys may be in use at once.
             on_lost: when a permit is taken away, "cancel" the work and raise `PermitLost`, or only
                 "notify" it by `permit.lost`.
+            status: how HTTP requests are answered that the queue turns away: 503, or 429 for a guard
+                whose key or tenant says who the caller is.
 
         Raises:
             TypeError: an argument is of the wrong type.
             ValueError: one is out of bounds, or the name was declared with other options.
         """
-        options = self._options(name, limit, max_waiting, max_wait, max_hold, order, rate, max_keys, on_lost)
+        options = self._options(
+            name, limit, max_waiting, max_wait, max_hold, order, rate, max_keys, on_lost, status
+        )
         with self._lock:
             guard = self._guards.get(name)
             if guard is None:
@@ -128,6 +135,12 @@ class AsyncGuard:
                     "use one declaration, or guard.replace() for a variant"
                 )
         return guard
+
+    @property
+    def guards(self) -> Mapping[str, Guard]:
+        """The guards declared until now, by name; where one was replaced, its variant."""
+        with self._lock:
+            return MappingProxyType(dict(self._guards))
 
     # --- life ----------------------------------------------------------------------------------
 
@@ -201,18 +214,26 @@ class AsyncGuard:
         lines += [_explain(guard.options) for guard in self._guards.values()]
         return "\n".join(lines)
 
-    def install(self, app: Any) -> None:
-        """Serve the guards under an ASGI application: one call, before it starts.
+    def install(self, app: Any, **settings: Unpack[Installation]) -> None:
+        """Serve the guards under a FastAPI or Starlette application: one call, before it starts.
 
-        Refusals become application/problem+json with Retry-After, responses get Server-Timing, and
-        the guards live as long as the application, whose own lifespan is kept.
+        A request whose client leaves while it waits leaves the queue. Refusals become
+        application/problem+json with Retry-After, responses get Server-Timing, `Prefer: wait=SECONDS`
+        is heeded, and the guards live as long as the application, whose own lifespan is kept. When
+        the process is told to stop, who waits is refused.
+
+        Args:
+            app: the application.
+            settings: what `asyncguard.http.Installation` says; every one may be left out.
 
         Raises:
-            TypeError: it isn't a Starlette or FastAPI application.
+            TypeError: it isn't a FastAPI or Starlette application; a setting is of the wrong type.
+            ValueError: a setting is out of bounds.
+            RuntimeError: it was installed before, or the application has started.
         """
         from asyncguard.http.fastapi import install  # noqa: PLC0415
 
-        install(self, app)
+        install(self, app, **settings)
 
     # --- for its guards ------------------------------------------------------------------------
 
@@ -262,6 +283,7 @@ class AsyncGuard:
             "rate": rules.rate,
             "max_keys": rules.max_keys,
             "on_lost": options.on_lost,
+            "status": options.status,
         }
         unknown = changes.keys() - declared.keys()
         if unknown:
@@ -309,10 +331,12 @@ class AsyncGuard:
         rate: Rate | None,
         max_keys: int,
         on_lost: OnLost,
+        status: Status,
     ) -> Options:
         check_rate(rate)
         check_choice("order", order, Order)
         check_choice("on_lost", on_lost, OnLost)
+        check_choice("status", status, Status)
         return Options(
             name=as_name(name),
             rules=Rules(
@@ -326,6 +350,7 @@ class AsyncGuard:
             max_wait=None if max_wait is None else check_number("max_wait", max_wait),
             max_hold=None if max_hold is None else check_number("max_hold", max_hold, above=True),
             on_lost=on_lost,
+            status=status,
         )
 
 

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from contextvars import ContextVar
 from threading import get_ident
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import HoldExceeded, PermitLost
@@ -27,16 +27,56 @@ if TYPE_CHECKING:
     from asyncguard.backends import Backend
     from asyncguard.client import Row
     from asyncguard.clock import Timer
-    from asyncguard.errors import Reason, Refused
+    from asyncguard.errors import GuardError, Reason, Refused
     from asyncguard.events import Kind, Observers
     from asyncguard.ticket import Terms
+
+
+Hold = Literal["auto", "handler", "body", "background"]
+"""Until when the permit of a request is held.
+
+"handler": until the handler has ended. "body": until the last of the response was sent. "background":
+until its background tasks have ended too. "auto": as "body" where the response is a stream whose
+length nobody knows, else as "handler".
+"""
 
 
 class Exchange(Protocol):
     """One request and its response, as whoever serves it shows it to the guards under it."""
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the response hasn't ended; what is taken afterwards is no business of the client."""
+        ...
+
+    @property
+    def within(self) -> float | None:
+        """Seconds within which the client wants its answer; None: whenever."""
+        ...
+
+    def wait_begins(self, permit: Permit) -> None:
+        """Hear that a ticket waits, and break off its wait if the client leaves.
+
+        Raises:
+            ClientLeft: it has left already.
+        """
+
+    def wait_ends(self, permit: Permit) -> None:
+        """Hear that it waits no more.
+
+        Raises:
+            ClientLeft: the client left just now, so the permit had better pass on.
+        """
+
     def granted(self, permit: Permit) -> None:
         """Hear of a permit that was taken to serve the request."""
+
+    def take_over(self, permit: Permit, hold: Hold, response: object) -> Scope | None:
+        """Hold the handler's permit for longer, if that is what `hold` means for what it returned.
+
+        What results is whose work it is from then on.
+        """
+        ...
 
 
 exchange: ContextVar[Exchange | None] = ContextVar("asyncguard.exchange", default=None)
@@ -154,12 +194,26 @@ _rare = threading.Lock()
 class Extra:
     """What few permits have, apart so that the many stay small."""
 
-    __slots__ = ("audience", "cancelled", "cancelling", "cancels", "error", "handle", "loss", "real", "timer")
+    __slots__ = (
+        "audience",
+        "cancelled",
+        "cancelling",
+        "cancels",
+        "error",
+        "handle",
+        "interruption",
+        "loss",
+        "real",
+        "timer",
+    )
 
     def __init__(self) -> None:
         self.audience: Audience | None = None
         """The observers that hear of it."""
         self.error: PermitLost | None = None
+        """How it was lost."""
+        self.interruption: GuardError | None = None
+        """Why the task of the block was cancelled."""
         self.loss: Loss | None = None
         self.timer: Timer | None = None
         """Rings when the work has run for too long."""
@@ -168,7 +222,7 @@ class Extra:
         self.cancelling = 0
         """How many cancellations the task was under before."""
         self.cancelled = False
-        """Whether the task of the block was cancelled because of the loss."""
+        """Whether that has happened."""
         self.real: Permit | None = None
         """Of a handle, the permit that the backend knows, so that nobody but its owner keeps the handle."""
         self.handle: weakref.ref[Permit] | None = None
@@ -344,16 +398,37 @@ class Permit(Ticket):
     def _lose(self, error: PermitLost) -> None:
         extra = self._extras()
         with _rare:
+            if extra.error is not None:  # it is lost already, and its work knows why
+                return
             extra.error = error
             loss = extra.loss
+        if extra.timer is not None:
+            extra.timer.cancel()
         self.tell_end("lost")
         if loss is not None:
             loss._happen()
+        if extra.cancels:
+            self.interrupt(error)
+
+    def interrupt(self, error: GuardError) -> None:
+        """Cancel the task whose block this is, which then ends with the error; the first one counts."""
         scope = self.scope  # once: its block may end meanwhile
         task = scope.task() if scope is not None else None
-        if task is not None and extra.cancels:
-            with contextlib.suppress(RuntimeError):  # a closed loop: nothing runs there any more
-                task.get_loop().call_soon_threadsafe(self._cancel, task)
+        if task is None:
+            return
+        extra = self._extras()
+        with _rare:
+            if extra.interruption is not None:
+                return
+            extra.interruption = error
+        with contextlib.suppress(RuntimeError):  # a closed loop: nothing runs there any more
+            task.get_loop().call_soon_threadsafe(self._cancel, task)
+
+    def break_off(self, error: GuardError) -> None:
+        """End the wait with an error, on its loop."""
+        future = self.future
+        if future is not None and not future.done():
+            future.set_exception(error)
 
     # --- the permit of a block -----------------------------------------------------------------
 
@@ -364,12 +439,18 @@ class Permit(Ticket):
         scope.innermost = self
 
     def close_block(
-        self, exc: BaseException | None, *, work: Future[Any] | None = None
+        self, exc: BaseException | None, *, work: Future[Any] | None = None, heir: Scope | None = None
     ) -> Awaitable[None] | None:
-        """End with the block, but not before `work`; say that the permit was lost, if nothing else is."""
+        """End with the block, but not before `work`; say why it was interrupted, if nothing else is.
+
+        With an `heir` the permit doesn't end: the work goes on there.
+        """
         scope, self.scope = self.scope, None
         if scope is not None:
             scope.remove(self)
+        if heir is not None and (self.extra is None or self.extra.interruption is None):
+            self.scope = heir
+            return None
         acknowledged = None
         if work is not None and not work.done():
             work.add_done_callback(lambda _: self.end(finished=False))
@@ -378,11 +459,11 @@ class Permit(Ticket):
         elif self.state == "held":  # perhaps in a finaliser
             self.abandon("released")
         extra = self.extra
-        if extra is not None and extra.error is not None and extra.cancels and scope is not None:
+        if extra is not None and extra.interruption is not None and scope is not None:
             task = scope.task()
             ours = extra.cancelled and task is not None and task.uncancel() <= extra.cancelling
             if exc is None or (ours and isinstance(exc, asyncio.CancelledError)):
-                raise extra.error from exc
+                raise extra.interruption from exc
         return acknowledged
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:

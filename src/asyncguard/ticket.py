@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, final
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, final
 
 from asyncguard.clock import TICKS
 
@@ -96,13 +96,34 @@ class Terms:
     label: str = ""
     lease: int = 0
     """Ticks for which it is believed in unheard; 0 where the backend sees who is alive."""
+    within: int | None = None
+    """Ticks within which it wants to be done, work included; None: whenever."""
     plain: bool = field(init=False)
-    """Whether it is for one permit, without head start and lease, as most are."""
+    """Whether it is for one permit, without head start, lease and hurry, as most are."""
     place: Any = field(init=False, default=None)
     """Where the backend last found the guard's state; its own affair."""
 
     def __post_init__(self) -> None:
-        self.plain = self.permits == 1 and not self.priority and not self.lease
+        self.come_from(self.owner, self.lease)
+
+    def come_from(self, owner: str, lease: int) -> None:
+        """Note whose tickets these are: which client's, and how long its backend believes in them."""
+        self.owner = owner
+        self.lease = lease
+        self.place = None
+        self.plain = self.permits == 1 and not self.priority and not lease and self.within is None
+
+
+@final
+class Outlook(NamedTuple):
+    """What a ticket meets that enters at some moment."""
+
+    wait: float | None
+    """Ticks that it would wait; None where too little is known."""
+    waiting: int
+    """Tickets that wait."""
+    limit: int
+    """Permits of the key."""
 
 
 class Ticket:
@@ -116,11 +137,11 @@ class Ticket:
         "arrival",
         "charged",
         "ended",
-        "estimate",
         "expires",
         "granted",
         "id",
         "key",
+        "outlook",
         "partition",
         "reason",
         "score",
@@ -149,8 +170,8 @@ class Ticket:
     """What fair order charged its tenant for the grant."""
     reason: Reason
     """Why it was refused."""
-    estimate: float | None
-    """Ticks that a ticket would have waited that entered when this one was refused."""
+    outlook: Outlook
+    """What it met when it was refused."""
 
     def notify(self, interrupts: bool = False) -> bool:
         """Tell the client that the state was changed; False where nobody can hear it any more.

@@ -9,13 +9,14 @@ import inspect
 import types
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 
+from asyncguard.checks import check_choice
 from asyncguard.keys import as_key
-from asyncguard.permit import open_scope_of_thread
+from asyncguard.permit import Hold, exchange, open_scope_of_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
-    from asyncguard.guard import Ask, Guard
+    from asyncguard.guard import Ask, Entry, Guard
     from asyncguard.keys import Key
     from asyncguard.permit import Permit
 
@@ -30,11 +31,13 @@ R = TypeVar("R")
 class Wrapper:
     """What `@guard(key=...)` decorates with."""
 
-    __slots__ = ("_ask", "_guard", "_key")
+    __slots__ = ("_ask", "_guard", "_hold", "_key")
 
-    def __init__(self, guard: Guard, key: KeySource | None, ask: Ask) -> None:
+    def __init__(self, guard: Guard, key: KeySource | None, hold: Hold, ask: Ask) -> None:
         self._guard = guard
         self._key = key
+        check_choice("hold", hold, Hold)
+        self._hold: Hold = hold
         self._ask = ask
         if key is not None and not isinstance(key, str) and not callable(key):
             raise TypeError(f"key: expected a parameter's name or a callable, got {key!r}")
@@ -47,35 +50,48 @@ class Wrapper:
         """Put a function under the guard."""
         _check_function(func)
         key_of = None if self._key is None else _key_reader(func, self._key)
-        guard, ask = self._guard, self._ask
+        guard, hold, ask = self._guard, self._hold, self._ask
         is_async = _is_async(func)
         plain = is_async and key_of is None and not ask
         run = _run if is_async else functools.partial(_run_in_thread, guard)
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if plain:
+            if plain and exchange.get() is None:
                 async with guard:
                     return _checked(func, await func(*args, **kwargs))
             key = None if key_of is None else key_of(args, kwargs)
-            return await run(guard.permit(key=key, **ask), func, args, kwargs)
+            return await run(guard.permit(key=key, **ask), hold, func, args, kwargs)
 
         return guarded
 
 
-async def _run(entry: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    async with entry:
-        return _checked(func, await func(*args, **kwargs))
+async def _run(
+    entry: Entry, hold: Hold, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    async with entry as permit:
+        result = _checked(func, await func(*args, **kwargs))
+        if (served := exchange.get()) is not None:
+            entry.heir = served.take_over(permit, hold, result)
+        return result
 
 
 async def _run_in_thread(
-    guard: Guard, entry: Any, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    guard: Guard,
+    entry: Entry,
+    hold: Hold,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
 ) -> Any:
     async with entry as permit:
         context = contextvars.copy_context()
         entry.work = guard.submit(context.run, _work, permit, func, args, kwargs)
         result = await asyncio.wrap_future(entry.work)
-        return _checked(func, await result if inspect.isawaitable(result) else result)
+        result = _checked(func, await result if inspect.isawaitable(result) else result)
+        if (served := exchange.get()) is not None:
+            entry.heir = served.take_over(permit, hold, result)
+        return result
 
 
 def _checked(func: Callable[..., Any], result: Any) -> Any:

@@ -13,7 +13,7 @@ from asyncguard.http.problems import problem, retry_after
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
 
-    from asyncguard.http.middleware import ASGIApp, Receive, Scope, Send
+    from asyncguard.http.asgi import ASGIApp, Receive, Scope, Send
 
 
 async def run(app: ASGIApp, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:

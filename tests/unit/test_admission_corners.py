@@ -85,7 +85,7 @@ def test_a_queue_of_tickets_for_all_permits_is_seen_at_the_door() -> None:
     late = bench.enter(patience=20 * TICKS)
 
     assert (late.state, late.reason) == ("refused", "hopeless")
-    assert late.estimate == pytest.approx(41 * TICKS, rel=0.01)
+    assert late.outlook.wait == pytest.approx(41 * TICKS, rel=0.01)
 
 
 def test_a_faster_pace_counts_from_now() -> None:

@@ -27,16 +27,58 @@ _RULES = {
     "checks",
 }
 """The rules, and the plain values that they are about."""
-_PERMITS = {"client", "permit", "running"}
+_PERMITS = {"client", "events", "permit", "running"}
 """What a permit is on an event loop."""
 _GUARDS = {"guard", "wrap"}
 _UPWARD: dict[str, set[str]] = {
-    "rules": {"client", "permit", "running", "backends", "guard", "wrap", "hub", "http", "service", "cli"},
-    "permits": {"backends", "guard", "wrap", "hub", "http", "service", "cli"},
-    "backends": {"guard", "wrap", "hub", "http", "service", "cli"},
-    "guards": {"hub", "http", "service", "cli"},
-    "hub": {"service", "cli"},
-    "http": {"service", "cli"},
+    "rules": {
+        "client",
+        "events",
+        "permit",
+        "running",
+        "backends",
+        "guard",
+        "wrap",
+        "hub",
+        "http",
+        "observability",
+        "simulation",
+        "commands",
+        "service",
+        "cli",
+        "testing",
+    },
+    "permits": {
+        "backends",
+        "guard",
+        "wrap",
+        "hub",
+        "http",
+        "observability",
+        "service",
+        "commands",
+        "cli",
+        "testing",
+    },
+    "backends": {"guard", "wrap", "hub", "http", "observability", "service", "commands", "cli", "testing"},
+    "guards": {"hub", "http", "observability", "service", "commands", "cli", "testing"},
+    "hub": {"observability", "service", "commands", "cli", "testing"},
+    "http": {"observability", "service", "commands", "cli", "testing"},
+    "observability": {"http", "service", "commands", "cli", "testing"},
+    "service": {"commands", "cli", "testing"},
+    "testing": {"http", "service", "commands", "cli"},
+    "simulation": {
+        "permit",
+        "backends",
+        "guard",
+        "wrap",
+        "hub",
+        "http",
+        "commands",
+        "service",
+        "cli",
+        "testing",
+    },
 }
 _LATE = {("hub", "http"), ("backends", "backends.memory")}
 """Imports within a function: a hub that serves an application, and a URL that names a backend."""
@@ -44,7 +86,9 @@ _FRAMEWORKS = {
     "fastapi",
     "starlette",
     "uvicorn",
+    "matplotlib",
     "prometheus_client",
+    "rich",
     "opentelemetry",
     "redis",
     "valkey",
@@ -109,10 +153,32 @@ def test_guards_know_the_protocol_and_no_backend(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [name for name in MODULES if name.partition(".")[0] not in ("http", "service")]
+    "module", [name for name in MODULES if name.partition(".")[0] not in ("http", "observability", "service")]
 )
 def test_frameworks_and_drivers_are_imported_where_they_are_adapted(module: str) -> None:
     outside = {
         name.partition(".")[0] for name, late in _imports(ast.parse(MODULES[module].read_text())) if not late
     }
     assert not outside & _FRAMEWORKS
+
+
+@pytest.mark.parametrize("module", sorted(MODULES.keys() - {"testing.fixtures"}))
+def test_pytest_is_imported_by_its_fixtures_alone(module: str) -> None:
+    known = {name.partition(".")[0] for name, _ in _imports(ast.parse(MODULES[module].read_text()))}
+    assert "pytest" not in known
+
+
+@pytest.mark.parametrize(
+    ("library", "adapter"),
+    [
+        ("prometheus_client", "observability.prometheus"),
+        ("opentelemetry", "observability.opentelemetry"),
+    ],
+)
+def test_what_watches_guards_is_imported_by_its_adapter_alone(library: str, adapter: str) -> None:
+    knowing = {
+        module
+        for module, path in MODULES.items()
+        if any(name.partition(".")[0] == library for name, _ in _imports(ast.parse(path.read_text())))
+    }
+    assert knowing == {adapter}

@@ -260,3 +260,27 @@ async def test_holders_of_several_permits_and_of_all_are_evicted(hub: AsyncGuard
         assert permit.lost
     everything = await guard.acquire(permits=3, timeout=0)
     await everything.release()
+
+
+async def test_who_was_evicted_is_not_told_of_an_overrun_too(hub: AsyncGuard) -> None:
+    guard = hub.guard("report", max_hold=5)
+    cancelled = 0
+
+    async def work() -> None:
+        nonlocal cancelled
+        async with guard:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                cancelled += 1
+                await asyncio.sleep(60)  # it cleans up for long
+                raise
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(1)
+    (holder,) = (await guard.inspect()).holders
+    await guard.evict(holder.id)
+    with pytest.raises(PermitLost) as caught:
+        await task
+    assert type(caught.value) is PermitLost
+    assert cancelled == 1

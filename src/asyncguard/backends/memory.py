@@ -430,10 +430,12 @@ class MemoryBackend:
                 for loop in [loop for loop in loops if self._alarms.get((partition, loop), due + 1) > due]:
                     self._alarms[partition, loop] = due
                     with contextlib.suppress(RuntimeError):  # closed just now
-                        loop.call_soon_threadsafe(
-                            self.clock.call_later, loop, (due - now) / TICKS, self._ring, partition, loop, due
-                        )
+                        loop.call_soon_threadsafe(self._set_alarm, partition, loop, due)
         self._tell(changed)
+
+    def _set_alarm(self, partition: Partition, loop: asyncio.AbstractEventLoop, due: int) -> None:
+        left = max(0, due - self._now()) / TICKS  # time may have passed on the way here
+        self.clock.call_later(loop, left, self._ring, partition, loop, due)
 
     def _ring(self, partition: Partition, loop: asyncio.AbstractEventLoop, due: int) -> None:
         with self._step():

@@ -1,28 +1,35 @@
 """Guards under a FastAPI or Starlette application."""
 
-from __future__ import annotations
-
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Unpack, final
 
+from starlette.requests import HTTPConnection
+
+from asyncguard.guard import Demand, Guard
+from asyncguard.http import Installation
 from asyncguard.http.middleware import ExchangeMiddleware
 from asyncguard.http.problems import RESPONSES
+from asyncguard.http.requirement import Requirement
+from asyncguard.http.shutdown import draining_on_signals
+from asyncguard.http.sources import Source, client_ip, header, path_param
+from asyncguard.permit import Hold, Permit
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from asyncguard.hub import AsyncGuard
 
-__all__ = ["RESPONSES", "install"]
+__all__ = ["RESPONSES", "client_ip", "header", "install", "path_param", "require"]
 
 _NEEDED = ("add_middleware", "user_middleware", "router.lifespan_context")
 
 
-def install(ag: AsyncGuard, app: Any) -> None:
+def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> None:
     """Serve guards under an application: `AsyncGuard.install` says what that means.
 
     Raises:
-        TypeError: it isn't a FastAPI or Starlette application.
+        TypeError: it isn't a FastAPI or Starlette application; a setting is of the wrong type.
+        ValueError: a setting is out of bounds.
         RuntimeError: it was installed before, or the application has started.
     """
     if not all(_has(app, name) for name in _NEEDED):
@@ -31,16 +38,19 @@ def install(ag: AsyncGuard, app: Any) -> None:
         raise RuntimeError("install() was called before for this application: once is enough")
     if getattr(app, "middleware_stack", None) is not None:
         raise RuntimeError("the application has started already: call install(app) before it serves")
+    ExchangeMiddleware(app, **settings)  # so that what is wrong is said here
     # Twice: inside the application's other middleware, so that it sees a refusal as a response like any
-    # other (and CORS can add its headers), and outside, for the guards that are taken in middleware.
-    app.add_middleware(ExchangeMiddleware)
+    # other (and CORS can add its headers), and outside, for the guards that are taken in middleware and
+    # to see a client leave, which some middleware hides.
+    app.add_middleware(ExchangeMiddleware, **settings)
     app.user_middleware.append(app.user_middleware[0])
     own_lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
         async with ag, own_lifespan(app) as state:
-            yield state
+            with draining_on_signals(ag):
+                yield state
 
     app.router.lifespan_context = lifespan
 
@@ -50,3 +60,38 @@ def _has(app: object, path: str) -> bool:
     for name in path.split("."):
         value = getattr(value, name, None)
     return value is not None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Dependency:
+    """What FastAPI calls; two that are equal are one dependency of a request."""
+
+    requirement: Requirement
+
+    # FastAPI reads the annotations here, so they are what they name, and not text.
+    async def __call__(self, connection: HTTPConnection) -> AsyncIterator[Permit]:
+        async with self.requirement.take(connection.scope) as permit:
+            yield permit
+
+
+def require(
+    guard: Guard,
+    *,
+    key: Source | None = None,
+    tenant: Source | None = None,
+    hold: Hold = "auto",
+    **ask: Unpack[Demand],
+) -> Callable[[HTTPConnection], AsyncIterator[Permit]]:
+    """Make a dependency of routes, routers or applications that holds a permit for each request.
+
+    `Depends(require(guard, key=path_param("account")))` takes it before the dependencies that are named
+    after it, and gives the permit to who asks for it. `key` and `tenant` say where in the request those
+    are found: a source such as `header("x-api-key")`, `client_ip()` or `path_param("account")`, or a
+    function of the ASGI scope. Where they identify the caller, a full queue is answered with 429.
+    `hold` says until when the permit is held, as with the decorator.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of bounds.
+    """
+    return _Dependency(Requirement(guard, key, tenant, hold, tuple(sorted(ask.items()))))

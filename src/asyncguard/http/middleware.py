@@ -6,81 +6,179 @@ import contextlib
 import functools
 import sys
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Literal, final
-from urllib.parse import quote
+from typing import TYPE_CHECKING, Final, Literal, Unpack, final
 
+from asyncguard.checks import check_choice, check_number, check_text
+from asyncguard.errors import ClientLeft
+from asyncguard.http import Expose, OnDisconnect
+from asyncguard.http.exchange import Exchange
 from asyncguard.http.problems import ANSWERED, Problem, problem
-from asyncguard.permit import exchange
+from asyncguard.http.requirement import Requirement
+from asyncguard.permit import Hold, exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
+    from collections.abc import Callable
 
-    from asyncguard.errors import PermitLost, Refused, WouldBlock
-    from asyncguard.permit import Permit
+    from asyncguard.guard import Demand, Guard
+    from asyncguard.http.asgi import ASGIApp, Message, Receive, Scope, Send
+    from asyncguard.http.sources import Source
 
-    Scope = MutableMapping[str, Any]
-    Message = MutableMapping[str, Any]
-    Receive = Callable[[], Awaitable[Message]]
-    Send = Callable[[Message], Awaitable[None]]
-    ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-_TRY_AGAIN_LATER = 1013
+_TRY_AGAIN_LATER: Final = 1013
 """The code of a WebSocket's close that says so."""
-_QUOTABLE = " !#$%&'()*+,/:;<=>?@[]^`{|}"
-"""What may stand in a quoted string as it is, besides letters, digits and `_.-~`."""
+_CAUGHT: Final = (*ANSWERED, ClientLeft)
 
 
 @final
 class ExchangeMiddleware:
     """Give every request an exchange, and every refusal its answer.
 
-    A response gets a `Server-Timing` header that says how long the request queued and worked under
-    each guard until then. `Refused`, `WouldBlock` and `PermitLost` become application/problem+json
-    where the application has no handler for them and has not begun to answer.
+    While a ticket waits the client is watched, and one that leaves leaves the queue. A response gets a
+    `Server-Timing` header that says how long the request queued and worked under each guard until
+    then. `Refused`, `WouldBlock` and `PermitLost` become application/problem+json where the
+    application has no handler for them and has not begun to answer.
+
+    `asyncguard.http.Installation` says what the settings mean.
+
+    Raises:
+        TypeError, ValueError: a setting is of the wrong type or out of bounds.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        on_disconnect: OnDisconnect = "finish",
+        send_timeout: float = 30.0,
+        expose: Expose = "nothing",
+        problems: str = "",
+    ) -> None:
+        check_choice("on_disconnect", on_disconnect, OnDisconnect)
+        check_choice("expose", expose, Expose)
+        self._on_disconnect: OnDisconnect = on_disconnect
+        self._send_timeout = check_number("send_timeout", send_timeout, above=True)
+        self._problem = functools.partial(problem, expose=expose, problems=check_text("problems", problems))
         # Of two with nothing in between, as `install` may come to, one is enough.
         self.app: ASGIApp = app.app if isinstance(app, ExchangeMiddleware) else app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request or a WebSocket; nothing is done about a lifespan."""
-        kind = _EXCHANGES.get(scope["type"])
-        if kind is None:
+        make = _REPLIES.get(scope["type"])
+        if make is None:
             await self.app(scope, receive, send)
             return
-        served = kind(scope, send)
+        served = Exchange.of(scope)
+        if served is not None:
+            await self._answer_for(make(scope, served.tell, send), scope, receive)
+            return
+        served = Exchange(
+            scope, receive, send, on_disconnect=self._on_disconnect, send_timeout=self._send_timeout
+        )
         before = exchange.set(served)
         try:
-            await self.app(scope, receive, served.send)
-        except ANSWERED as error:
-            if not served.can_answer:
-                raise
-            await served.answer(error)
+            await self._answer_for(
+                make(scope, served.tell, served.send), served.register(), served.inbox.receive, served
+            )
         finally:
             exchange.reset(before)
-            if served.held_back:
-                await served.finish()
+
+    async def _answer_for(
+        self,
+        reply: HTTPReply | WebSocketReply,
+        scope: Scope,
+        receive: Receive,
+        served: Exchange | None = None,
+    ) -> None:
+        """Run the application, and answer for what its guards raise."""
+        try:
+            try:
+                await self.app(scope, receive, reply.send)
+            except BaseException as error:
+                if served is not None:
+                    served.end(error)
+                raise
+            if served is not None:
+                served.end(None)
+        except ClientLeft:
+            reply.held_back = []  # nobody is there to read it
+        except ANSWERED as error:
+            if not reply.can_answer:
+                raise
+            await reply.answer(self._problem(error))
+        finally:
+            if reply.held_back:
+                await reply.finish()
 
 
 @final
-class HTTPExchange:
-    """A request and its response."""
+class GuardMiddleware:
+    """Hold a permit for each request, and decide about it before anything of its body is read.
 
-    __slots__ = ("_permits", "_send", "can_answer", "held_back")
+    `match` says which requests: those whose path begins with it, or a function of the ASGI scope; None:
+    all. OPTIONS and lifespans are always left alone. `key` and `tenant` are sources such as
+    `header("x-api-key")` and `client_ip()`, or functions of the scope. `hold` and what may be asked are
+    as with the decorator.
 
-    def __init__(self, _: Scope, send: Send) -> None:
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or out of bounds.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: Guard,
+        *,
+        match: str | Callable[[Scope], bool] | None = None,
+        key: Source | None = None,
+        tenant: Source | None = None,
+        hold: Hold = "auto",
+        **ask: Unpack[Demand],
+    ) -> None:
+        if match is not None and not isinstance(match, str) and not callable(match):
+            raise TypeError(
+                f"match: expected the beginning of a path or a function of the scope, got {match!r}"
+            )
+        self.app = app
+        self._match = match
+        self._requirement = Requirement(guard, key, tenant, hold, tuple(sorted(ask.items())))
+        self._alone = ExchangeMiddleware(self._serve)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request or a WebSocket; nothing is done about a lifespan."""
+        if not self._concerns(scope):
+            await self.app(scope, receive, send)
+        elif Exchange.of(scope) is None:
+            await self._alone(scope, receive, send)
+        else:
+            await self._serve(scope, receive, send)
+
+    def _concerns(self, scope: Scope) -> bool:
+        if scope["type"] not in _REPLIES or scope.get("method") == "OPTIONS":
+            return False
+        match = self._match
+        if isinstance(match, str):
+            path: str = scope["path"]
+            return path.startswith(match)
+        return match is None or match(scope)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._requirement.take(scope):
+            await self.app(scope, receive, send)
+
+
+@final
+class HTTPReply:
+    """What one application sends for a request."""
+
+    __slots__ = ("_is_head", "_send", "_tell", "can_answer", "held_back")
+
+    def __init__(self, scope: Scope, tell: Callable[[Message], Message], send: Send) -> None:
+        self._is_head = scope.get("method") == "HEAD"
+        self._tell = tell
         self._send = send
-        self._permits: list[Permit] = []
         self.can_answer = True
         """Whether nothing was answered yet."""
         self.held_back: list[Message] = []
         """What the application sent and may not have meant."""
-
-    def granted(self, permit: Permit) -> None:
-        """Note a permit, for as long as the response's headers can still tell of it."""
-        if self.can_answer:
-            self._permits.append(permit)
 
     async def send(self, message: Message) -> None:
         """Send on what the application sends, and tell what was waited for.
@@ -89,9 +187,7 @@ class HTTPExchange:
         raises it on. Such an answer is held back until it is clear whether the error comes here.
         """
         if message["type"] == "http.response.start":
-            if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(
-                sys.exception(), ANSWERED
-            ):
+            if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(sys.exception(), _CAUGHT):
                 self.held_back.append(message)
                 return
             message = self._start(message)
@@ -102,16 +198,12 @@ class HTTPExchange:
 
     def _start(self, message: Message) -> Message:
         self.can_answer = False
-        if not self._permits:
-            return message
-        timing = (b"server-timing", server_timing(self._permits).encode())
-        self._permits = []
-        return {**message, "headers": [*message.get("headers", ()), timing]}
+        return self._tell(message)
 
-    async def answer(self, error: Refused | WouldBlock | PermitLost) -> None:
+    async def answer(self, answer: Problem) -> None:
         """Answer with the problem."""
         self.held_back = []
-        await _respond("http.response", problem(error), self.send)
+        await _respond("http.response", answer, self.send, has_body=not self._is_head)
 
     async def finish(self) -> None:
         """Send what was held back after all."""
@@ -123,19 +215,16 @@ class HTTPExchange:
 
 
 @final
-class WebSocketExchange:
-    """A WebSocket from its handshake to its end."""
+class WebSocketReply:
+    """What one application sends over a WebSocket, from its handshake to its end."""
 
     __slots__ = ("_can_respond", "_send", "_state", "held_back")
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, _: Callable[[Message], Message], send: Send) -> None:
         self._send = send
-        self.held_back: tuple[()] = ()
+        self.held_back: list[Message] = []
         self._can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         self._state: Literal["connecting", "open", "closed"] = "connecting"
-
-    def granted(self, permit: Permit) -> None:
-        """Take no note: the response that could tell of a permit is the handshake."""
 
     async def send(self, message: Message) -> None:
         """Send on what the application sends."""
@@ -150,45 +239,26 @@ class WebSocketExchange:
         """Whether it wasn't closed or denied by the application."""
         return self._state != "closed"
 
-    async def answer(self, error: Refused | WouldBlock | PermitLost) -> None:
+    async def answer(self, answer: Problem) -> None:
         """Deny the handshake with the problem, or close; a client that left needs no answer."""
         with contextlib.suppress(OSError, RuntimeError):
             if self._state == "connecting" and self._can_respond:
-                await _respond("websocket.http.response", problem(error), self.send)
+                await _respond("websocket.http.response", answer, self.send)
             else:
-                reason = getattr(error, "reason", "")
-                await self.send({"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": reason})
+                await self.send(
+                    {"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": answer.reason}
+                )
 
     async def finish(self) -> None:
         """Do nothing: nothing is ever held back."""
 
 
-_EXCHANGES: Final[dict[str, type[HTTPExchange | WebSocketExchange]]] = {
-    "http": HTTPExchange,
-    "websocket": WebSocketExchange,
+_REPLIES: Final[dict[str, type[HTTPReply | WebSocketReply]]] = {
+    "http": HTTPReply,
+    "websocket": WebSocketReply,
 }
 
 
-async def _respond(kind: str, answer: Problem, send: Send) -> None:
+async def _respond(kind: str, answer: Problem, send: Send, *, has_body: bool = True) -> None:
     await send({"type": f"{kind}.start", "status": answer.status, "headers": answer.raw_headers})
-    await send({"type": f"{kind}.body", "body": answer.content})
-
-
-def server_timing(permits: list[Permit]) -> str:
-    """Write a Server-Timing value: for each guard, milliseconds queued and worked until now.
-
-    A guard that was taken more than once has one pair of entries with the sums.
-    """
-    sums: dict[str, tuple[float, float]] = {}
-    for permit in permits:
-        waited, held = sums.get(permit.guard, (0.0, 0.0))
-        sums[permit.guard] = (waited + permit.waited, held + permit.held)
-    return ", ".join(
-        f'queue;desc="{_quotable(guard)}";dur={waited * 1000:.1f}, work;dur={held * 1000:.1f}'
-        for guard, (waited, held) in sums.items()
-    )
-
-
-@functools.lru_cache
-def _quotable(name: str) -> str:
-    return quote(name, _QUOTABLE)
+    await send({"type": f"{kind}.body", "body": answer.content if has_body else b""})
