@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, final
@@ -69,7 +68,6 @@ class Observers:
 
     def __init__(self) -> None:
         self._observers: tuple[Observer, ...] = ()
-        self._lock = threading.Lock()
         self._late: deque[Event] = deque()
         """What happened in finalisers, where observers can't be called: they may take locks."""
 
@@ -78,13 +76,11 @@ class Observers:
 
     def add(self, observer: Observer) -> None:
         """Have an observer hear of all that happens from now on."""
-        with self._lock:
-            self._observers = (*self._observers, observer)
+        self._observers = (*self._observers, observer)
 
     def remove(self, observer: Observer) -> None:
         """Have it hear no more."""
-        with self._lock:
-            self._observers = tuple(other for other in self._observers if other is not observer)
+        self._observers = tuple(other for other in self._observers if other is not observer)
 
     def tell(self, event: Event) -> None:
         """Tell all of them, now, and first what is late."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overlo
 from asyncguard.admission import KEEP
 from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
-from asyncguard.errors import REFUSALS, ClientLeft, WouldBlock, WouldDeadlock
+from asyncguard.errors import REFUSALS, ClientLeft, Refused, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
 from asyncguard.permit import Permit, exchange, new_permit, open_scope, scope_here, scope_var
 from asyncguard.running import current_task, running_tasks
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from asyncguard.admission import Setting
     from asyncguard.backends import Backend
     from asyncguard.client import Row
-    from asyncguard.errors import Reason, Refused, Status
+    from asyncguard.errors import Reason, Status
     from asyncguard.events import Observers
     from asyncguard.hub import AsyncGuard
     from asyncguard.keys import Key
@@ -541,7 +541,10 @@ class Guard:
             permit.abandon("withdrawn")
         else:
             permit.backend.leave(permit, finished=False)
-            permit.tell_end("withdrawn")
+            if isinstance(error, Refused):
+                permit.tell_end("refused", error)
+            else:
+                permit.tell_end("withdrawn")
 
     def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import inspect
 import os
 import threading
@@ -199,14 +200,15 @@ class AsyncGuard:
         """
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise TypeError(f"observer: expected a plain function of one Event, got {observer!r}")
-        self.observers.add(observer)
-        self._tell_guards()
 
-        def end() -> None:
-            self.observers.remove(observer)
-            self._tell_guards()
+        def change(how: Callable[[Observer], None]) -> None:
+            with self._lock:
+                how(observer)
+                for guard in self._made:
+                    guard.tell(self.observers)
 
-        return end
+        change(self.observers.add)
+        return functools.partial(change, self.observers.remove)
 
     def explain(self) -> str:
         """Say in plain words what guards there are, where their permits live, and what that assumes."""
@@ -309,11 +311,6 @@ class AsyncGuard:
         guard = Guard(self, options)
         self._made.add(guard)
         return guard
-
-    def _tell_guards(self) -> None:
-        with self._lock:
-            for guard in self._made:
-                guard.tell(self.observers)
 
     def _unbind(self) -> None:
         bound, self._bound = self._bound, []

@@ -1,0 +1,1 @@
+"""Guards under the tools that watch them: Prometheus, OpenTelemetry, logs; a module for each."""
