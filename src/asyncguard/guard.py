@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from asyncguard.events import Observers
     from asyncguard.hub import AsyncGuard
     from asyncguard.keys import Key
-    from asyncguard.permit import Hold, Scope
+    from asyncguard.permit import Exchange, Hold, Scope
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Order, Outlook, Rate, Rules
     from asyncguard.wrap import KeySource, P, R
@@ -174,8 +174,9 @@ class Guard:
 
     # --- the block -----------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Permit:
-        if self._special or _exchange() is not None:
+    async def __aenter__(self) -> Permit:  # noqa: PLR0912
+        served = _exchange()
+        if self._special or (served is not None and (not served.is_open or served.within is not None)):
             here = scope_here()
             permit = await self._enter(self._terms, None, here)
             self._open_block(permit, here)
@@ -199,25 +200,30 @@ class Guard:
         permit.future = permit.extra = permit.scope = None
         answer = backend.enter(permit)
         if answer is not None or permit.state != "held":
-            future = self._expect(permit, scope)
-            try:
-                if answer is not None:
-                    await answer
-                reason = await future
-            except BaseException as error:
-                self._withdraw(permit, error)
-                raise
-            permits = permit.row.permits
-            if permit.state == "held" and permits and permits[0] is permit:
-                permit.future = None  # as _conclude does it, in place
-                permits.popleft()
-            else:
-                self._conclude(permit, reason)
+            if served is not None:
+                await self._wait(permit, scope, answer, served)
+            else:  # as _wait does it, in place
+                future = self._expect(permit, scope)
+                try:
+                    if answer is not None:
+                        await answer
+                    reason = await future
+                except BaseException as error:
+                    self._withdraw(permit, error)
+                    raise
+                permits = permit.row.permits
+                if permit.state == "held" and permits and permits[0] is permit:
+                    permit.future = None  # as _conclude does it, in place
+                    permits.popleft()
+                else:
+                    self._conclude(permit, reason)
         permit.scope = scope
         if permit.state != "held":
             raise self._lost_already(permit)
         permit.outer = scope.innermost
         scope.innermost = permit
+        if served is not None:
+            served.granted(permit)
         return permit
 
     async def __aexit__(
@@ -441,24 +447,36 @@ class Guard:
             answer = backend.enter(permit)
             permit.tell(observers)
         if answer is not None or permit.state != "held":
-            future = self._expect(permit, scope)
-            try:
-                if served is not None:
-                    served.wait_begins(permit)
-                if answer is not None:
-                    await answer
-                reason = await future
-                if served is not None:
-                    served.wait_ends(permit)
-            except BaseException as error:
-                self._withdraw(permit, error)
-                if served is not None:
-                    with contextlib.suppress(ClientLeft):
-                        served.wait_ends(permit)
-                raise
-            self._conclude(permit, reason)
+            await self._wait(permit, scope, answer, served)
         self._begin(permit)
         return permit
+
+    async def _wait(
+        self, permit: Permit, scope: Scope, answer: Awaitable[None] | None, served: Exchange | None
+    ) -> None:
+        """Wait for a permit that wasn't granted at once.
+
+        Raises:
+            Refused: it was refused.
+            WouldDeadlock: the task holds what it waits for.
+            ClientLeft: the client that the work is for left meanwhile.
+        """
+        future = self._expect(permit, scope)
+        try:
+            if served is not None:
+                served.wait_begins(permit)
+            if answer is not None:
+                await answer
+            reason = await future
+            if served is not None:
+                served.wait_ends(permit)
+        except BaseException as error:
+            self._withdraw(permit, error)
+            if served is not None:
+                with contextlib.suppress(ClientLeft):
+                    served.wait_ends(permit)
+            raise
+        self._conclude(permit, reason)
 
     def _open_block(self, permit: Permit, scope: Scope) -> None:
         permit.open_block(scope)
@@ -604,7 +622,7 @@ class Guard:
 class Entry:
     """A block of a guard that knows its permit; what `guard.permit()` makes, to be entered once."""
 
-    __slots__ = ("_guard", "_key", "_permit", "_terms", "heir", "work")
+    __slots__ = ("_guard", "_key", "_permit", "_terms", "work")
 
     def __init__(self, guard: Guard, terms: Terms, key: str | None) -> None:
         self._guard = guard
@@ -613,8 +631,6 @@ class Entry:
         self._permit: Permit | None = None
         self.work: concurrent.futures.Future[Any] | None = None
         """A thread's work, with which the permit ends if the block is left before."""
-        self.heir: Scope | None = None
-        """Where the work goes on when the block has ended, if it does: in a response that is sent."""
 
     async def __aenter__(self) -> Permit:
         if self._permit is not None:
@@ -632,7 +648,7 @@ class Entry:
     ) -> None:
         if self._permit is None:
             raise RuntimeError("this block was not entered")
-        acknowledged = self._permit.close_block(exc, work=self.work, heir=self.heir)
+        acknowledged = self._permit.close_block(exc, work=self.work)
         if acknowledged is not None:
             await acknowledged
 

@@ -71,12 +71,8 @@ class Exchange(Protocol):
     def granted(self, permit: Permit) -> None:
         """Hear of a permit that was taken to serve the request."""
 
-    def take_over(self, permit: Permit, hold: Hold, response: object) -> Scope | None:
-        """Hold the handler's permit for longer, if that is what `hold` means for what it returned.
-
-        What results is whose work it is from then on.
-        """
-        ...
+    def take_over(self, permit: Permit, hold: Hold, response: object) -> None:
+        """Hold the handler's permit for longer, if that is what `hold` means for what it returned."""
 
 
 exchange: ContextVar[Exchange | None] = ContextVar("asyncguard.exchange", default=None)
@@ -201,6 +197,7 @@ class Extra:
         "cancels",
         "error",
         "handle",
+        "heir",
         "interruption",
         "loss",
         "real",
@@ -223,6 +220,8 @@ class Extra:
         """How many cancellations the task was under before."""
         self.cancelled = False
         """Whether that has happened."""
+        self.heir: Scope | None = None
+        """Where the work goes on when the block has ended, if it does: in a response that is sent."""
         self.real: Permit | None = None
         """Of a handle, the permit that the backend knows, so that nobody but its owner keeps the handle."""
         self.handle: weakref.ref[Permit] | None = None
@@ -439,18 +438,18 @@ class Permit(Ticket):
         scope.innermost = self
 
     def close_block(
-        self, exc: BaseException | None, *, work: Future[Any] | None = None, heir: Scope | None = None
+        self, exc: BaseException | None, *, work: Future[Any] | None = None
     ) -> Awaitable[None] | None:
-        """End with the block, but not before `work`; say why it was interrupted, if nothing else is.
-
-        With an `heir` the permit doesn't end: the work goes on there.
-        """
+        """End with the block, but not before `work`; say why it was interrupted, if nothing else is."""
         scope, self.scope = self.scope, None
         if scope is not None:
             scope.remove(self)
-        if heir is not None and (self.extra is None or self.extra.interruption is None):
-            self.scope = heir
-            return None
+        extra = self.extra
+        if extra is not None and extra.heir is not None:
+            heir, extra.heir = extra.heir, None
+            if exc is None and extra.interruption is None:
+                self.scope = heir
+                return None
         acknowledged = None
         if work is not None and not work.done():
             work.add_done_callback(lambda _: self.end(finished=False))
@@ -465,6 +464,10 @@ class Permit(Ticket):
             if exc is None or (ours and isinstance(exc, asyncio.CancelledError)):
                 raise extra.interruption from exc
         return acknowledged
+
+    def pass_to(self, scope: Scope) -> None:
+        """Have the work go on there when the block has ended."""
+        self._extras().heir = scope
 
     def _cancel(self, task: asyncio.Task[Any]) -> None:
         if self.scope is not None:

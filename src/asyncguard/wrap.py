@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     KeySource = str | Callable[..., Key]
     """The name of a parameter, or what computes the key from the arguments."""
 
+_exchange = exchange.get
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -57,9 +58,9 @@ class Wrapper:
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if plain and exchange.get() is None:
-                async with guard:
-                    return _checked(func, await func(*args, **kwargs))
+            if plain:
+                async with guard as permit:
+                    return _returned(func, await func(*args, **kwargs), permit, hold)
             key = None if key_of is None else key_of(args, kwargs)
             return await run(guard.permit(key=key, **ask), hold, func, args, kwargs)
 
@@ -70,10 +71,7 @@ async def _run(
     entry: Entry, hold: Hold, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     async with entry as permit:
-        result = _checked(func, await func(*args, **kwargs))
-        if (served := exchange.get()) is not None:
-            entry.heir = served.take_over(permit, hold, result)
-        return result
+        return _returned(func, await func(*args, **kwargs), permit, hold)
 
 
 async def _run_in_thread(
@@ -88,15 +86,17 @@ async def _run_in_thread(
         context = contextvars.copy_context()
         entry.work = guard.submit(context.run, _work, permit, func, args, kwargs)
         result = await asyncio.wrap_future(entry.work)
-        result = _checked(func, await result if inspect.isawaitable(result) else result)
-        if (served := exchange.get()) is not None:
-            entry.heir = served.take_over(permit, hold, result)
-        return result
+        result = await result if inspect.isawaitable(result) else result
+        return _returned(func, result, permit, hold)
 
 
-def _checked(func: Callable[..., Any], result: Any) -> Any:
-    if isinstance(result, types.GeneratorType | types.AsyncGeneratorType):
+def _returned(func: Callable[..., Any], result: Any, permit: Permit, hold: Hold) -> Any:
+    """Return what the function did, and see to a permit that should outlive it."""
+    if isinstance(result, _GENERATORS):
         raise TypeError(_GENERATOR.format(func))
+    served = _exchange()
+    if served is not None:
+        served.take_over(permit, hold, result)
     return result
 
 
@@ -109,6 +109,7 @@ def _work(permit: Permit, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         raise RuntimeError(f"{func!r} raised StopIteration") from error
 
 
+_GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 _GENERATOR = (
     "{0!r} makes a generator, whose body runs when the permit is gone: "
     "put `async with guard.permit()` around the work in its body"

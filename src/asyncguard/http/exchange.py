@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 from typing import TYPE_CHECKING, Any, Final, final
@@ -46,6 +47,8 @@ class Exchange:
         """Permits that end with the response, if their blocks don't end before."""
         self._taken_over: set[Permit] = set()
         """Those of them whose blocks have ended."""
+        self._has_started = scope["type"] != "http"
+        """Whether no header can tell of anything any more."""
         self._untold: list[Permit] = []
         """Permits that no header has told of."""
         self._preferred: float | None = None
@@ -98,9 +101,11 @@ class Exchange:
 
     def granted(self, permit: Permit) -> None:
         """Note a permit, for as long as the response's headers can still tell of it."""
-        self._untold.append(permit)
+        if not self._has_started:
+            self._untold.append(permit)
         if self._cancels and asyncio.get_running_loop() is self._owner.loop:
-            self._working.append(permit)
+            # A WebSocket may take one for each message, so those that have ended are let go.
+            self._working = [*(other for other in self._working if other.state == "held"), permit]
             self.inbox.watch()
 
     def keep(self, permit: Permit, hold: Hold) -> None:
@@ -108,20 +113,16 @@ class Exchange:
         if self.is_open and self._scope["type"] == "http":
             self._kept.append((permit, hold))
 
-    def take_over(self, permit: Permit, hold: Hold, response: object) -> ScopeOfTask | None:
-        """Hold the handler's permit for longer, if that is what `hold` means for what it returned.
-
-        What results is whose work it is from then on.
-        """
-        if not self.is_open or self._scope["type"] != "http" or hold == "handler":
-            return None
+    def take_over(self, permit: Permit, hold: Hold, response: object) -> None:
+        """Hold the handler's permit for longer, if that is what `hold` means for what it returned."""
         if hold == "auto":
-            if not (hasattr(response, "body_iterator") or hasattr(response, "iterator")):
-                return None  # as streams of Starlette, and of Litestar, have
-            hold = "body"
+            kind: Any = type(response)
+            hold = "body" if _is_stream(kind) else "handler"
+        if hold == "handler" or not self.is_open or self._scope["type"] != "http":
+            return
         self._taken_over.add(permit)
         self._kept.append((permit, hold))
-        return self._owner
+        permit.pass_to(self._owner)
 
     def _client_left(self) -> None:
         for permit in list(self._waiting):
@@ -160,6 +161,8 @@ class Exchange:
             TimeoutError: the client didn't read on.
         """
         kind = message["type"]
+        if kind == "http.response.start":
+            self._has_started = True
         if self._kept:
             if kind == "http.response.start":
                 self._release("handler")
@@ -168,7 +171,7 @@ class Exchange:
             await self._send_in_time(message)
         else:
             await self._send(message)
-        if (kind == "http.response.body" and not message.get("more_body", False)) or kind in _ENDS:
+        if kind in _ENDS and not message.get("more_body", False):
             self.close()
 
     async def _send_in_time(self, message: Message) -> None:
@@ -182,14 +185,17 @@ class Exchange:
             ) from None
 
     def _release(self, *holds: Hold, error: BaseException | None = None) -> None:
-        for kept in list(self._kept):
-            permit, hold = kept
-            if hold in holds and kept in self._kept:
-                self._kept.remove(kept)
-                if permit in self._taken_over:
-                    permit.close_block(error)
-                else:
-                    permit.end()
+        with contextlib.ExitStack() as stack:  # all of them, even if one was lost and says so
+            for permit, hold in self._kept:
+                if hold in holds:
+                    stack.callback(self._end, permit, error)
+            self._kept = [kept for kept in self._kept if kept[1] not in holds]
+
+    def _end(self, permit: Permit, error: BaseException | None) -> None:
+        if permit in self._taken_over:
+            permit.close_block(error)
+        else:
+            permit.end()
 
     def close(self) -> None:
         """End what ends with the response."""
@@ -212,7 +218,20 @@ class Exchange:
         self._release("auto", "handler", "body", "background", error=error)
 
 
-_ENDS: Final = ("http.response.pathsend", "websocket.close", "websocket.http.response.body")
+_ENDS: Final = (
+    "http.response.body",
+    "http.response.pathsend",
+    "websocket.close",
+    "websocket.http.response.body",
+)
+
+
+@functools.lru_cache
+def _is_stream(kind: Any) -> bool:
+    """Whether handlers that return such things stream: responses of Starlette, and of Litestar."""
+    return any(
+        base.__name__ in ("StreamingResponse", "Stream", "ASGIStreamingResponse") for base in kind.__mro__
+    )
 
 
 def _has_open_end(start: Message) -> bool:

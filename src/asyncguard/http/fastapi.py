@@ -1,26 +1,40 @@
 """Guards under a FastAPI or Starlette application."""
 
-from collections.abc import AsyncIterator, Callable
+import logging
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Unpack, final
+from typing import TYPE_CHECKING, Any, Final, Unpack, final
 
 from starlette.requests import HTTPConnection
 
 from asyncguard.guard import Demand, Guard
 from asyncguard.http import Installation
-from asyncguard.http.middleware import ExchangeMiddleware
-from asyncguard.http.problems import RESPONSES
+from asyncguard.http.middleware import ExchangeMiddleware, GuardMiddleware
+from asyncguard.http.problems import RESPONSES, check_problems, responses_with
 from asyncguard.http.requirement import Requirement
 from asyncguard.http.shutdown import draining_on_signals
-from asyncguard.http.sources import Source, client_ip, header, path_param
+from asyncguard.http.sources import NoKey, Source, client_ip, header, path_param
 from asyncguard.permit import Hold, Permit
 
 if TYPE_CHECKING:
+    from asyncguard.http.asgi import ASGIApp, Receive, Scope, Send
     from asyncguard.hub import AsyncGuard
 
-__all__ = ["RESPONSES", "client_ip", "header", "install", "path_param", "require"]
+__all__ = [
+    "RESPONSES",
+    "GuardMiddleware",
+    "NoKey",
+    "client_ip",
+    "header",
+    "install",
+    "path_param",
+    "require",
+    "responses_with",
+]
 
+_log = logging.getLogger("asyncguard")
 _NEEDED = ("add_middleware", "user_middleware", "router.lifespan_context")
 
 
@@ -38,21 +52,53 @@ def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> Non
         raise RuntimeError("install() was called before for this application: once is enough")
     if getattr(app, "middleware_stack", None) is not None:
         raise RuntimeError("the application has started already: call install(app) before it serves")
+    check_problems(settings.get("problems", ""))
     ExchangeMiddleware(app, **settings)  # so that what is wrong is said here
     # Twice: inside the application's other middleware, so that it sees a refusal as a response like any
     # other (and CORS can add its headers), and outside, for the guards that are taken in middleware and
     # to see a client leave, which some middleware hides.
     app.add_middleware(ExchangeMiddleware, **settings)
     app.user_middleware.append(app.user_middleware[0])
+    app.add_middleware(_MountCheck, ag=ag)
     own_lifespan = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[Any]:
-        async with ag, own_lifespan(app) as state:
-            with draining_on_signals(ag):
-                yield state
+        _living.add(ag)
+        try:
+            async with ag, own_lifespan(app) as state:
+                with draining_on_signals(ag):
+                    yield state
+        finally:
+            _living.discard(ag)
 
     app.router.lifespan_context = lifespan
+
+
+_living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
+"""Those whose application's lifespan runs."""
+
+
+@final
+class _MountCheck:
+    """Tells operators once if the application is mounted in another one, which doesn't run its lifespan."""
+
+    def __init__(self, app: "ASGIApp", *, ag: "AsyncGuard") -> None:
+        self._app = app
+        self._ag = ag
+        self._has_checked = False
+
+    def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> Awaitable[None]:
+        if not self._has_checked and scope["type"] != "lifespan":
+            self._has_checked = True
+            if "app_root_path" in scope and self._ag not in _living:
+                _log.warning(
+                    "install(app) was called for an application that is mounted at %s, and nobody runs its "
+                    "lifespan: who waits is not refused when the server stops; call install() for the "
+                    "outermost application, which is enough for all that are mounted in it",
+                    scope["root_path"],
+                )
+        return self._app(scope, receive, send)
 
 
 def _has(app: object, path: str) -> bool:

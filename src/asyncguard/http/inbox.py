@@ -35,8 +35,8 @@ class Inbox:
         """Bytes in what is kept."""
         self._question: asyncio.Task[Message] | None = None
         """Ours to the server, still open."""
-        self._asked = 0
-        """How many questions of the application's own are open."""
+        self._asked: asyncio.Future[None] | None = None
+        """The application's own question is open; done once it isn't."""
         self._error: BaseException | None = None
         """What the server answered ours with instead."""
 
@@ -46,22 +46,24 @@ class Inbox:
             if self._error is not None:
                 error, self._error = self._error, None
                 raise error
-            if self._question is None:
+            still_open = self._question or self._asked
+            if still_open is None:
                 return await self._pass_on()
-            await asyncio.wait([self._question])
+            await asyncio.wait([still_open])
         message = self._kept.popleft()
         self._size -= _size(message)
         self._ask()
         return message
 
     async def _pass_on(self) -> Message:
-        self._asked += 1
+        asked = self._asked = asyncio.get_running_loop().create_future()
         try:
             message = await self._receive()
+            self._look_at(message)
         finally:
-            self._asked -= 1
-        self._look_at(message)
-        self._ask()
+            self._asked = None
+            asked.set_result(None)
+            self._ask()
         return message
 
     def watch(self) -> None:
@@ -83,7 +85,7 @@ class Inbox:
         if (
             self._watched
             and self._question is None
-            and not self._asked
+            and self._asked is None
             and not self.has_left
             and self._error is None
             and self._size < MOST_KEPT

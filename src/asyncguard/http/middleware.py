@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 _TRY_AGAIN_LATER: Final = 1013
 """The code of a WebSocket's close that says so."""
+_CLIENT_LEFT: Final = 499
+"""The status that servers log where the client didn't wait for the response."""
+_EMPTY: Final = ((b"content-length", b"0"),)
 _CAUGHT: Final = (*ANSWERED, ClientLeft)
 
 
@@ -99,7 +102,7 @@ class ExchangeMiddleware:
             if served is not None:
                 served.end(None)
         except ClientLeft:
-            reply.held_back = []  # nobody is there to read it
+            await reply.answer_nobody()
         except ANSWERED as error:
             if not reply.can_answer:
                 raise
@@ -113,10 +116,10 @@ class ExchangeMiddleware:
 class GuardMiddleware:
     """Hold a permit for each request, and decide about it before anything of its body is read.
 
-    `match` says which requests: those whose path begins with it, or a function of the ASGI scope; None:
-    all. OPTIONS and lifespans are always left alone. `key` and `tenant` are sources such as
-    `header("x-api-key")` and `client_ip()`, or functions of the scope. `hold` and what may be asked are
-    as with the decorator.
+    `match` says which requests: those whose path begins with it (below the prefix at which the
+    application is served or mounted), or a function of the ASGI scope; None: all. OPTIONS and lifespans
+    are always left alone. `key` and `tenant` are sources such as `header("x-api-key")` and `client_ip()`,
+    or functions of the scope. `hold` and what may be asked are as with the decorator.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of bounds.
@@ -156,13 +159,19 @@ class GuardMiddleware:
             return False
         match = self._match
         if isinstance(match, str):
-            path: str = scope["path"]
-            return path.startswith(match)
+            return _routed_path(scope).startswith(match)
         return match is None or match(scope)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with self._requirement.take(scope):
             await self.app(scope, receive, send)
+
+
+def _routed_path(scope: Scope) -> str:
+    """Find the path as routes are written: below the prefix at which the application is served."""
+    path: str = scope["path"]
+    below = path.removeprefix(scope.get("root_path", ""))
+    return below if below.startswith("/") else path
 
 
 @final
@@ -199,6 +208,14 @@ class HTTPReply:
     def _start(self, message: Message) -> Message:
         self.can_answer = False
         return self._tell(message)
+
+    async def answer_nobody(self) -> None:
+        """Answer for the client that left, as middleware and servers expect an answer."""
+        self.held_back = []
+        if self.can_answer:
+            with contextlib.suppress(OSError, RuntimeError):
+                await self.send({"type": "http.response.start", "status": _CLIENT_LEFT, "headers": _EMPTY})
+                await self.send({"type": "http.response.body"})
 
     async def answer(self, answer: Problem) -> None:
         """Answer with the problem."""
@@ -238,6 +255,9 @@ class WebSocketReply:
     def can_answer(self) -> bool:
         """Whether it wasn't closed or denied by the application."""
         return self._state != "closed"
+
+    async def answer_nobody(self) -> None:
+        """Do nothing: a connection that is gone is closed."""
 
     async def answer(self, answer: Problem) -> None:
         """Deny the handshake with the problem, or close; a client that left needs no answer."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from asyncguard.checks import check_choice
 from asyncguard.errors import Refused
 from asyncguard.http.exchange import Exchange
+from asyncguard.http.sources import NoKey, bounded
+from asyncguard.keys import as_key
 from asyncguard.permit import Hold
 
 if TYPE_CHECKING:
@@ -38,37 +41,57 @@ class Requirement:
 
     def __post_init__(self) -> None:
         for name, source in (("key", self.key), ("tenant", self.tenant)):
-            if source is not None and not callable(source):
+            if source is not None and (not callable(source) or inspect.iscoroutinefunction(source)):
                 raise TypeError(
                     f'{name}: expected a source such as path_param("account") or header("x-api-key"), or a '
-                    f"function of the ASGI scope, got {source!r}"
+                    f"plain function of the ASGI scope, got {source!r}"
                 )
         check_choice("hold", self.hold, Hold)
         self.guard.permit(**self._ask())
 
     def _ask(self) -> Ask:
-        ask: Any = dict(self.ask)
-        return ask  # type: ignore[no-any-return]
+        return cast("Ask", dict(self.ask))
 
     @asynccontextmanager
     async def take(self, scope: Scope) -> AsyncIterator[Permit]:
         """Hold a permit for a request while the block lasts, or until its response ends."""
         ask = self._ask()
-        if self.tenant is not None:
-            ask["tenant"] = str(self.tenant(scope))
-        key = None if self.key is None else self.key(scope)
         served = Exchange.of(scope)
         async with AsyncExitStack() as stack:
             try:
+                key = None if self.key is None else self._read("key", self.key(scope))
+                if self.tenant is not None:
+                    tenant = self.tenant(scope)
+                    ask["tenant"] = "" if tenant in (None, "") else self._read("tenant", tenant)
                 permit = await stack.enter_async_context(self.guard.permit(key=key, **ask))
-            except Refused as refusal:
-                if self._identifies_the_caller:
+            except (Refused, NoKey) as refusal:
+                if served is None:
+                    refusal.add_note(_NOT_INSTALLED)
+                if isinstance(refusal, Refused) and self._identifies_the_caller:
                     refusal.status = 429
                 raise
             if served is not None:
                 served.keep(permit, self.hold)
             yield permit
 
+    def _read(self, what: str, value: Any) -> str:
+        """Make text of what a source has read.
+
+        Raises:
+            NoKey: it is empty, or nothing that can be a key.
+        """
+        try:
+            return as_key(bounded(value) if isinstance(value, str) else value, what)
+        except (TypeError, ValueError) as error:
+            raise NoKey(
+                f"guard {self.guard.name!r}: the request has no {what} that can be used: {error}"
+            ) from error
+
     @property
     def _identifies_the_caller(self) -> bool:
         return any(getattr(source, "identifies", False) for source in (self.key, self.tenant))
+
+
+_NOT_INSTALLED: Final = (
+    "call ag.install(app), so that this is answered with a problem and not as a mistake in the code"
+)

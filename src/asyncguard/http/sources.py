@@ -4,24 +4,46 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
 
-from asyncguard.keys import MAX_KEY
+from asyncguard.errors import GuardError
+from asyncguard.keys import MAX_KEY, as_key
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from asyncguard.http.asgi import Scope
 
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
+class NoKey(GuardError):
+    """The request has no key where the guard needs one, so its work did not run."""
+
+
 class Source(Protocol):
-    """Reads a key or a tenant from a request, as ASGI shows it."""
+    """Reads a key or a tenant from a request, as ASGI shows it.
+
+    What is empty, or None, is no key: such a request is answered with 400.
+    """
 
     def __call__(self, scope: Scope, /) -> Any:
         """Read it."""
+
+
+def bounded(text: str) -> str:
+    """Keep what a client sends from growing: what is no key by its length or letters is its digest."""
+    if len(text) <= MAX_KEY and (
+        text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
+    ):
+        return text
+    return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
+
+
+# --- headers -----------------------------------------------------------------------------------
 
 
 @final
@@ -33,66 +55,112 @@ class _Header:
 
     def __call__(self, scope: Scope) -> str:
         for name, value in scope["headers"]:
-            if name == self.name:
-                return _bounded(value.decode("latin-1").strip()) or self.default
+            if name == self.name:  # the first counts, as it does for frameworks that check what it says
+                return bounded(value.decode("latin-1").strip()) or self.default
         return self.default
 
 
 def header(name: str, *, default: str = "none") -> Source:
     """Read a header that says who asks, such as an API key; `default` stands for those without it.
 
-    A value of more than 512 characters counts as its SHA-256.
+    A value of more than 512 characters counts as its SHA-256. Of several such headers the first counts.
 
     Raises:
-        TypeError, ValueError: the name is no header's.
+        TypeError, ValueError: the name is no header's, or the default can't be a key.
     """
     if not isinstance(name, str):
         raise TypeError(f"header: expected a header's name, got {name!r}")
-    if not name or not name.isascii() or any(character in name for character in " :\r\n\t"):
+    if not name or not set(name) <= _TOKEN:
         raise ValueError(f"header: expected a header's name, got {name!r}")
-    return _Header(name.lower().encode(), default)
+    return _Header(name.lower().encode(), as_key(default, "default"))
+
+
+_TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+"""What a header's name may be made of (RFC 9110)."""
+
+
+# --- addresses ---------------------------------------------------------------------------------
+
+_UNIX: Final = "unix"
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class _ClientIP:
     trusted: tuple[_Network, ...]
+    trusts_unix: bool
     identifies = True
 
     def __call__(self, scope: Scope) -> str:
-        client = scope.get("client")
-        address = _address(client[0]) if client else None
-        if address is None:
-            return "unknown"
-        forwarded = [
-            part
-            for name, value in scope["headers"]
-            if name == b"x-forwarded-for"
-            for part in value.decode("latin-1").split(",")
-        ]
-        # From the nearest on: what a proxy that we trust says of whom it speaks for.
-        while forwarded and self._trusts(address):
-            further = _address(forwarded.pop())
-            if further is None:
-                break
-            address = further
-        return str(address)
+        host = (scope.get("client") or ("",))[0]
+        address = _address(host) if host else None
+        if (self.trusts_unix and not host) or (address is not None and self._trusts(address)):
+            address = self._behind(address, scope)
+        return "unknown" if address is None else str(address)
 
-    def _trusts(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    def _behind(self, address: _Address | None, scope: Scope) -> _Address | None:
+        """Follow what proxies say, from the nearest on, for as long as we trust who says it."""
+        for text in _forwarded(scope):
+            further = _address(text)
+            if further is None:
+                return address
+            address = further
+            if not self._trusts(address):
+                return address
+        return address
+
+    def _trusts(self, address: _Address) -> bool:
         return any(address in network for network in self.trusted if network.version == address.version)
+
+
+def _forwarded(scope: Scope) -> Iterator[str]:
+    """Read X-Forwarded-For from its end, where the nearest proxy wrote."""
+    for name, value in reversed(list(scope["headers"])):
+        if name == b"x-forwarded-for":
+            for part in reversed(value.decode("latin-1").split(",")):
+                if text := part.strip():
+                    yield text
 
 
 def client_ip(*, trusted_proxies: Iterable[str] = ()) -> Source:
     """Read the client's address; behind proxies, name theirs (addresses or networks) to look past them.
 
     `X-Forwarded-For` is believed only as far as it was written by `trusted_proxies`: anybody can send it.
+    "unix" trusts who comes over a Unix socket. Where no address is known the key is "unknown".
 
     Raises:
         TypeError, ValueError: one of them is no address or network.
     """
     if isinstance(trusted_proxies, str):
         raise TypeError(f"trusted_proxies: expected several addresses or networks, got {trusted_proxies!r}")
-    return _ClientIP(tuple(ipaddress.ip_network(proxy) for proxy in trusted_proxies))
+    proxies = list(trusted_proxies)
+    networks = tuple(_network(proxy) for proxy in proxies if proxy != _UNIX)
+    return _ClientIP(networks, _UNIX in proxies)
+
+
+def _network(text: str) -> _Network:
+    if not isinstance(text, str):
+        raise TypeError(f"trusted_proxies: expected addresses or networks as text, got {text!r}")
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"trusted_proxies: expected addresses, networks or {_UNIX!r}: {error}") from None
+
+
+def _address(text: str) -> _Address | None:
+    host = text.strip()
+    if host.startswith("["):  # an IPv6 address, perhaps with a port
+        host = host[1:].partition("]")[0]
+    elif host.count(":") == 1:
+        host = host.partition(":")[0]
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])  # an interface of ours is none of the client's
+    except ValueError:
+        return None
+    return (address.ipv4_mapped or address) if address.version == 6 else address  # noqa: PLR2004
+
+
+# --- paths -------------------------------------------------------------------------------------
 
 
 @final
@@ -109,11 +177,15 @@ class _PathParam:
                 f"path_param: the route of {scope.get('path')!r} has no parameter {self.name!r}; middleware, "
                 "which runs before the route is known, computes a key from the scope's path"
             ) from None
-        return _bounded(value) if isinstance(value, str) else value
+        return value if isinstance(value, str | int | uuid.UUID) else str(value)
 
 
 def path_param(name: str) -> Source:
     """Read a parameter of the route's path, such as `account` of `/report/{account}`.
+
+    It is the text in the path: "7" and "07" are different keys, even if the endpoint takes an `int`. Let
+    the path say what it is, `/report/{account:int}`, or take the permit by the decorator, which sees what
+    the endpoint gets.
 
     Raises:
         TypeError: the name isn't a str.
@@ -121,21 +193,3 @@ def path_param(name: str) -> Source:
     if not isinstance(name, str):
         raise TypeError(f"path_param: expected a parameter's name, got {name!r}")
     return _PathParam(name)
-
-
-def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    host = text.strip()
-    if host.startswith("["):  # an IPv6 address, perhaps with a port
-        host = host[1:].partition("]")[0]
-    elif host.count(":") == 1:
-        host = host.partition(":")[0]
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return None
-    return (address.ipv4_mapped or address) if address.version == 6 else address  # noqa: PLR2004
-
-
-def _bounded(text: str) -> str:
-    """Keep what a client sends from growing: what is longer than a key counts as its digest."""
-    return text if len(text) <= MAX_KEY else f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
