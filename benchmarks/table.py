@@ -35,11 +35,16 @@ class Row:
     figures: dict[str, float] = field(default_factory=dict)
     ratio: float | None = None
     at_most: float | None = None
+    at_least: float | None = None
     aim: float | None = None
 
     @property
     def holds(self) -> bool:
-        return self.ratio is None or self.at_most is None or self.ratio <= self.at_most
+        if self.ratio is None:
+            return True
+        return (self.at_most is None or self.ratio <= self.at_most) and (
+            self.at_least is None or self.ratio >= self.at_least
+        )
 
     def __str__(self) -> str:
         if self.ratio is None:
@@ -47,8 +52,9 @@ class Row:
                 f"{name} {value:,.2f}" for name, value in self.figures.items()
             )
         verdict = ""
-        if self.at_most is not None:
-            verdict = f"at most {self.at_most:g}, aim {self.aim:g}: {'holds' if self.holds else 'MISSED'}"
+        for word, bound in (("at most", self.at_most), ("at least", self.at_least)):
+            if bound is not None:
+                verdict = f"{word} {bound:g}, aim {self.aim:g}: {'holds' if self.holds else 'MISSED'}"
         return f"{self.name:44}{self.ratio:10.2f}   {verdict}"
 
 

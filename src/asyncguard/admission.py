@@ -94,29 +94,38 @@ class Admission:
 
     def redeclare(self, rules: Rules, now: int) -> None:
         """Have these rules stand, whatever their revision."""
+        self._advance(now)
         self.rules = rules
         self._settle(now)
 
     def configure(self, now: int, *, limit: Setting = KEEP, paused: bool | None = None) -> None:
         """Set what an operator decides for every key: a limit (None clears it), a pause."""
+        self._advance(now)
         if limit != KEEP:
             self.limit = limit
         if paused is not None:
             self.paused = paused
         self._settle(now)
 
+    def _advance(self, now: int) -> None:
+        for partition in self.partitions.values():
+            partition.advance(now)
+
     def _settle(self, now: int) -> None:
         self._spare = None
+        self._lingering.clear()
         for partition in list(self.partitions.values()):
+            partition.lingers = False
             partition.settle(now)
-            self.retire(partition, now)
+            self._retire(partition, now)
 
     def partition(self, key: str | None, now: int) -> Partition | None:
         """Find or make the partition of a key; None where too many keys are in use."""
         partition = self.partitions.get(key)
         if partition is None:
             self._sweep(now)
-            if key is not None and len(self.partitions) >= self.rules.max_keys:
+            keys = len(self.partitions) - (None in self.partitions)
+            if key is not None and keys >= self.rules.max_keys:
                 return None
             partition, self._spare = self._spare, None
             if partition is None:
@@ -135,6 +144,11 @@ class Admission:
 
     def retire(self, partition: Partition, now: int) -> None:
         """Delete the partition of a key once nothing about it would be missed."""
+        if self._lingering:
+            self._sweep(now)
+        self._retire(partition, now)
+
+    def _retire(self, partition: Partition, now: int) -> None:
         key = partition.key
         if key is None or partition.lingers or self.partitions.get(key) is not partition:
             return
@@ -153,7 +167,7 @@ class Admission:
             _, key = heappop(self._lingering)
             partition = self.partitions[key]
             partition.lingers = False
-            self.retire(partition, now)
+            self._retire(partition, now)
 
     @property
     def granted(self) -> int:
@@ -166,6 +180,7 @@ class Admission:
 
     def inspect(self, now: int) -> Snapshot:
         """Picture all keys at this moment."""
+        self._sweep(now)
         partitions = [*self.partitions.values()]
         waits = [partition.estimate(now) for partition in partitions]
         known = [wait for wait in waits if wait is not None]
@@ -263,6 +278,7 @@ class Partition:
         if ticket.terms.lease and self._answer_again(ticket, now):
             return
         if ticket.terms.permits > self.limit:
+            self._bury(ticket, "too_large", now)
             self._refuse(ticket, "too_large", now)
             return
         if self.quick and not self.waiting and ticket.terms.plain and self._fits(ticket, now):
@@ -295,7 +311,7 @@ class Partition:
             if known.state == "held":
                 ticket.granted = known.granted
         elif (reason := self._leases.why_buried(ticket)) is not None:
-            self._refuse(ticket, reason, now)
+            self._say_refused(ticket, reason, now)
         return ticket.state != "new"
 
     def leave(self, ticket: Ticket, now: int, reason: Reason | None = None, *, finished: bool = True) -> None:
@@ -311,8 +327,7 @@ class Partition:
             known = self._find_or_bury(ticket, now)
         if known is None:
             return
-        if known.state == "held" and known in self.holders:
-            self._release(known, now)
+        if known.state == "held" and self._release(known, now):
             known.state = "released"
             self.statistics.released(known, finished=finished)
         elif known.state == "waiting":
@@ -354,12 +369,10 @@ class Partition:
             self.admission.changed.append(ticket)
 
     def evict(self, ticket: Ticket, now: int) -> None:
-        """Take a ticket out, waiting or held."""
-        if ticket.state == "held":
-            self._release(ticket, now)
+        """Take a ticket out, waiting or held, as it is; what was due besides is granted after."""
+        if ticket.state == "held" and self._release(ticket, now):
             self.statistics.released(ticket, finished=False)
-            if ticket.terms.lease and self._leases is not None:
-                self._leases.bury(ticket, now, "evicted")
+            self._bury(ticket, "evicted", now)
             ticket.state = "lost"
         elif ticket.state == "waiting":
             self._turn_away(ticket, "evicted", now)
@@ -370,6 +383,7 @@ class Partition:
 
     def configure(self, now: int, *, limit: Setting = KEEP, paused: bool | None = None) -> None:
         """Set what an operator decides for this key alone: a limit (None clears it), a pause."""
+        self.advance(now)
         if limit != KEEP:
             self._override = limit
         if paused is not None:
@@ -538,17 +552,19 @@ class Partition:
     def refuse_at_the_door(self, ticket: Ticket, now: int) -> None:
         """Refuse a ticket that has just been queued, or another in its place, if it had better not wait."""
         patience = ticket.terms.patience
-        if self.waiting > self.max_waiting:
-            surplus = self.queue.surplus(ticket) if self.queue is not None else ticket
-            self._turn_away(surplus, "full", now)
-            if surplus is not ticket:
-                self.admission.changed.append(surplus)
-        elif patience is None:
-            return
+        surplus = None
+        if self.waiting > self.max_waiting and self.queue is not None:
+            surplus = self.queue.surplus(ticket)
+        if surplus is ticket:
+            self._turn_away(ticket, "full", now)
         elif patience == 0:
             self._turn_away(ticket, "paused" if self.paused else "timeout", now)
-        elif self.waiting > 1 and self._is_hopeless(ticket, patience, now):
+        elif patience is not None and self.waiting > 1 and self._is_hopeless(ticket, patience, now):
             self._turn_away(ticket, "hopeless", now)
+        elif surplus is not None:
+            self._turn_away(surplus, "full", now)
+            self.admission.changed.append(surplus)
+            self._advance_for(ticket, now)  # it may have been in the way of those behind it
 
     # --- the estimate --------------------------------------------------------------------------
 
@@ -662,15 +678,24 @@ class Partition:
     def _turn_away(self, ticket: Ticket, reason: Reason, now: int) -> None:
         """Refuse a ticket that waits; with a lease, also when it comes again."""
         self._withdraw(ticket)
-        if ticket.terms.lease and self._leases is not None:
-            self._leases.bury(ticket, now, reason)
+        self._bury(ticket, reason, now)
         self._refuse(ticket, reason, now)
 
+    def _bury(self, ticket: Ticket, reason: Reason, now: int) -> None:
+        """Have a ticket with a lease get this answer if it comes again."""
+        if ticket.terms.lease:
+            if self._leases is None:
+                self._leases = Leases()
+            self._leases.bury(ticket, now, reason)
+
     def _refuse(self, ticket: Ticket, reason: Reason, now: int) -> None:
+        self._say_refused(ticket, reason, now)
+        self.statistics.refused[reason] += 1
+
+    def _say_refused(self, ticket: Ticket, reason: Reason, now: int) -> None:
         ticket.state = "refused"
         ticket.reason = reason
         ticket.outlook = Outlook(self.estimate(now), self.waiting, self.limit)
-        self.statistics.refused[reason] += 1
 
     def _grant(self, ticket: Ticket, now: int) -> bool:
         """Have a ticket hold; False where one that came in without the lock took the room meanwhile.
@@ -698,9 +723,12 @@ class Partition:
             self.queue.granted(ticket, self._expected_cost(ticket))
         return True
 
-    def _release(self, ticket: Ticket, now: int) -> None:
-        """Have a ticket hold no more."""
-        self.holders.discard(ticket)
+    def _release(self, ticket: Ticket, now: int) -> bool:
+        """Have a ticket hold no more; False where another thread, without the lock, was faster."""
+        try:
+            self.holders.remove(ticket)
+        except KeyError:
+            return False
         ticket.ended = now
         terms = ticket.terms
         if terms.lease and self._leases is not None:
@@ -714,6 +742,7 @@ class Partition:
             self.room += terms.permits - 1
         if not self.quick:
             self._see_whether_quick()
+        return True
 
     def _drop_expired(self, leases: Leases, now: int) -> None:
         for ticket in leases.expired(now):

@@ -22,8 +22,9 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected {least} or more, got {value}")
+    if not least <= value <= MOST:
+        got = value if abs(value) <= MOST else "more" if value > 0 else "less"
+        raise ValueError(f"{name}: expected {least} to {MOST:,}, got {got}")
     return value
 
 
@@ -51,7 +52,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     Raises:
         ValueError: it isn't among them.
     """
-    if value not in get_args(choices):
+    if not any(value == choice and type(value) is type(choice) for choice in get_args(choices)):
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, get_args(choices)))}, got {value!r}")
 
 
@@ -66,6 +67,11 @@ def check_text(name: str, value: Any) -> str:
         raise TypeError(f"{name}: expected a str, got {value!r}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"{name}: expected at most {MAX_TEXT} characters, got {len(value)}")
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name}: {value!r} can't be encoded as UTF-8") from error
     return value
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol, final
@@ -29,7 +30,8 @@ class Event:
     """Something that happened to a ticket.
 
     Of each ticket an observer hears `entered` first. Then either `granted`, and in the end `released`
-    or `lost`; or `refused`, with a reason; or `withdrawn`, where whoever waited was cancelled.
+    or `lost`; or `refused`, with a reason; or `withdrawn`, where whoever waited was cancelled. Work whose
+    permit is `lost` may go on for a while: until it is cancelled, or, with `on_lost="notify"`, ends.
     """
 
     kind: Kind
@@ -63,91 +65,116 @@ class Observer(Protocol):
 
 
 @final
+class Observation:
+    """An observer, from when it came until it is told no more."""
+
+    __slots__ = ("ended", "observer")
+
+    def __init__(self, observer: Observer) -> None:
+        self.observer = observer
+        self.ended = False
+
+
+@final
 class Observers:
     """Those who hear of the tickets of an AsyncGuard."""
 
     def __init__(self) -> None:
-        self._observers: tuple[Observer, ...] = ()
-        self._late: deque[Event] = deque()
-        """What happened in finalisers, where observers can't be called: they may take locks."""
+        self.observations: tuple[Observation, ...] = ()
+        self.late: deque[Audience] = deque()
+        """Those to whom something happened in a finaliser, where observers can't be called: they may lock."""
 
     def __bool__(self) -> bool:
-        return bool(self._observers)
+        return bool(self.observations)
 
-    def add(self, observer: Observer) -> None:
-        """Have an observer hear of all that happens from now on."""
-        self._observers = (*self._observers, observer)
+    def add(self, observer: Observer) -> Observation:
+        """Have an observer hear of the tickets that enter from now on."""
+        observation = Observation(observer)
+        self.observations = (*self.observations, observation)
+        return observation
 
-    def remove(self, observer: Observer) -> None:
+    def remove(self, observation: Observation) -> None:
         """Have it hear no more."""
-        self._observers = tuple(other for other in self._observers if other is not observer)
-
-    def tell(self, event: Event) -> None:
-        """Tell all of them, now, and first what is late."""
-        self.catch_up()
-        self._tell(event)
-
-    def tell_later(self, event: Event) -> None:
-        """Tell them as soon as the loop that runs here comes to it; where none does, with the next event."""
-        self._late.append(event)
-        with contextlib.suppress(RuntimeError):
-            asyncio.get_running_loop().call_soon_threadsafe(self.catch_up)
+        observation.ended = True
+        self.observations = tuple(other for other in self.observations if other is not observation)
 
     def catch_up(self) -> None:
         """Tell what happened in finalisers."""
-        while self._late:
+        while self.late:
             try:
-                event = self._late.popleft()
+                audience = self.late.popleft()
             except IndexError:  # another thread was faster
                 return
-            self._tell(event)
-
-    def _tell(self, event: Event) -> None:
-        for observer in self._observers:
-            try:
-                observer(event)
-            except Exception:  # noqa: BLE001
-                _log.exception("observer %r failed on %r", observer, event)
+            audience.listen()
 
 
 @final
 class Audience:
-    """The observers of one ticket, who hear of each thing once, whichever thread sees it first."""
+    """Those who hear of one ticket: what happened, in order, each thing once, whoever saw it.
 
-    __slots__ = ("_observers", "_to_hear_of_its_end", "_to_hear_of_its_grant")
+    One thread at a time tells; what others see meanwhile, or observers do themselves, comes after.
+    """
+
+    __slots__ = ("_all", "_has_ended", "_observations", "_pending", "_telling", "_was_granted")
 
     def __init__(self, observers: Observers) -> None:
-        self._observers = observers
-        # Emptied by whoever tells: to pop is atomic, also for a finaliser, which may take no lock.
-        self._to_hear_of_its_grant = [observers]
-        self._to_hear_of_its_end = [observers]
+        self._all = observers
+        self._observations = observers.observations
+        self._pending: deque[tuple[Kind, Permit, Refused | None]] = deque()
+        self._telling = threading.Lock()
+        self._telling.acquire()  # nobody tells before its entering is told
+        self._was_granted = self._has_ended = False
 
     def hear_it_entered(self, permit: Permit) -> None:
-        """Hear that it asked to enter."""
-        self._observers.tell(_picture("entered", permit))
+        """Hear that it asked to enter; before this nothing of it is told."""
+        self._all.catch_up()
+        self._tell("entered", permit, None)
+        self._telling.release()
+        self.listen()
 
-    def hear_it_was_granted(self, permit: Permit) -> None:
-        """Hear that it became a permit."""
-        if self._to_hear_of_its_grant:
-            with contextlib.suppress(IndexError):
-                self._to_hear_of_its_grant.pop().tell(_picture("granted", permit))
+    def hear(self, kind: Kind, permit: Permit, refusal: Refused | None = None) -> None:
+        """Hear what happened to it."""
+        self._pending.append((kind, permit, refusal))
+        self.listen()
 
-    def hear_it_ended(self, kind: Kind, permit: Permit, refusal: Refused | None = None) -> None:
-        """Hear how it ended."""
-        if kind in _AFTER_GRANTS:
-            self.hear_it_was_granted(permit)
-        if self._to_hear_of_its_end:
-            with contextlib.suppress(IndexError):
-                self._to_hear_of_its_end.pop().tell(_picture(kind, permit, refusal))
+    def hear_later(self, kind: Kind, permit: Permit) -> None:
+        """Hear it as soon as the loop that runs here comes to it; where none does, with the next ticket."""
+        self._pending.append((kind, permit, None))
+        self._all.late.append(self)
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop().call_soon_threadsafe(self._all.catch_up)
 
-    def hear_it_was_abandoned(self, kind: Kind, permit: Permit) -> None:
-        """Hear how it ended once the finaliser that says so is over."""
-        if self._to_hear_of_its_end:
-            with contextlib.suppress(IndexError):
-                self._to_hear_of_its_end.pop().tell_later(_picture(kind, permit))
+    def listen(self) -> None:
+        """Tell what is pending, unless somebody does already, who then comes to it."""
+        while self._pending and self._telling.acquire(blocking=False):
+            try:
+                while self._pending:
+                    self._take(*self._pending.popleft())
+            finally:
+                self._telling.release()
+
+    def _take(self, kind: Kind, permit: Permit, refusal: Refused | None) -> None:
+        after_grant = kind == "granted" or kind in _AFTER_GRANTS
+        if self._has_ended:
+            return
+        if after_grant and not self._was_granted:
+            self._was_granted = True
+            self._tell("granted", permit, None)
+        if kind != "granted":
+            self._has_ended = True
+            self._tell(kind, permit, refusal)
+
+    def _tell(self, kind: Kind, permit: Permit, refusal: Refused | None) -> None:
+        event = _picture(kind, permit, refusal)
+        for observation in self._observations:
+            if not observation.ended:
+                try:
+                    observation.observer(event)
+                except (Exception, asyncio.CancelledError):  # noqa: BLE001
+                    _log.exception("observer %r failed on %r", observation.observer, event)
 
 
-def _picture(kind: Kind, permit: Permit, refusal: Refused | None = None) -> Event:
+def _picture(kind: Kind, permit: Permit, refusal: Refused | None) -> Event:
     terms = permit.terms
     clock = permit.backend.clock
     was_granted = kind == "granted" or kind in _AFTER_GRANTS

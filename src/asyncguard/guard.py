@@ -179,6 +179,7 @@ class Guard:
         if self._special or (served is not None and (not served.is_open or served.within is not None)):
             here = scope_here()
             permit = await self._enter(self._terms, None, here)
+            permit.terms = self._terms  # by which the block finds it; what the client prefers has been heeded
             self._open_block(permit, here)
             return permit
         backend = self.bound_to or self._bind()
@@ -311,14 +312,15 @@ class Guard:
         backend = self.bound_to or self._bind()
         permit = new_permit(backend.new_id(), *self._terms_for(key, ask), backend)
         permit.arrival = backend.clock.now()
+        audience = permit.gather(self._observers) if self._observers is not None else None
         if backend.enter(permit, wait=False) is not None:
             raise NotImplementedError(
                 "this backend can't be asked without waiting for it: use `await guard.acquire(timeout=0)`"
             )
         if permit.state == "new":
             raise WouldBlock(f"no permit of {self!r} is free right now: `await acquire()` waits for one")
-        if self._observers is not None:
-            permit.tell(self._observers)
+        if audience is not None:
+            audience.hear_it_entered(permit)
         if permit.state == "refused":
             raise self._refuse(permit, None)
         self._begin(permit)
@@ -370,7 +372,7 @@ class Guard:
         Raises:
             BackendUnavailable: the backend can't be asked.
         """
-        return await self._hub.open().evict(self._terms.guard, ticket_id)
+        return await self._hub.open().evict(self._terms.guard, check_text("ticket_id", ticket_id))
 
     async def _configure(self, key: Key | None, *, limit: Setting = KEEP, paused: bool | None = None) -> None:
         text = None if key is None else as_key(key)
@@ -444,8 +446,9 @@ class Guard:
             answer = backend.enter(permit)
         else:
             permit.arrival = backend.clock.now()  # until the backend knows better
+            audience = permit.gather(observers)
             answer = backend.enter(permit)
-            permit.tell(observers)
+            audience.hear_it_entered(permit)
         if answer is not None or permit.state != "held":
             await self._wait(permit, scope, answer, served)
         self._begin(permit)
@@ -494,8 +497,7 @@ class Guard:
                 permit.only_notify()
             if self._max_hold is not None:
                 permit.limit_hold(self._max_hold)
-            if permit.extra is not None and permit.extra.audience is not None:
-                permit.extra.audience.hear_it_was_granted(permit)
+            permit.tell("granted")
             if (served := _exchange()) is not None and served.is_open:
                 served.granted(permit)
         except BaseException:
@@ -560,9 +562,9 @@ class Guard:
         else:
             permit.backend.leave(permit, finished=False)
             if isinstance(error, Refused):
-                permit.tell_end("refused", error)
+                permit.tell("refused", error)
             else:
-                permit.tell_end("withdrawn")
+                permit.tell("withdrawn")
 
     def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:
@@ -573,7 +575,7 @@ class Guard:
                 and mine.partition.is_full_for(permit)
             ):
                 permit.backend.leave(permit)
-                permit.tell_end("withdrawn")
+                permit.tell("withdrawn")
                 raise WouldDeadlock(
                     f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
                     "guard once, around all the work"
@@ -581,7 +583,7 @@ class Guard:
 
     def _refuse(self, permit: Permit, gave_up: Reason | None) -> Refused:
         refusal = self._refusal(permit, gave_up)
-        permit.tell_end("refused", refusal)
+        permit.tell("refused", refusal)
         return refusal
 
     def _refusal(self, permit: Permit, gave_up: Reason | None) -> Refused:

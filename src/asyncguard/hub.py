@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import inspect
 import os
 import threading
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
     from types import TracebackType
 
-    from asyncguard.backends import Backend
+    from asyncguard.backends import Backend, Opener
     from asyncguard.clock import Clock
     from asyncguard.events import Observer
     from asyncguard.http import Installation
@@ -49,14 +48,20 @@ class AsyncGuard:
     a backend. Of two processes that declare a guard differently, the one with the higher `revision`
     (say, the time of its deploy) is believed. `clock` is for tests.
 
+    `backend` is for a backend that isn't AsyncGuard's own: instead of a URL, a function that is called
+    with the clock and the namespace at the first use, and makes an `asyncguard.backends.Backend`.
+    Whether it keeps the rules, `asyncguard.testing.conformance` tells.
+
     Raises:
-        TypeError, ValueError: an argument is out of bounds, or no backend goes by the URL's scheme.
+        TypeError, ValueError: an argument is out of bounds, no backend goes by the URL's scheme, or
+            there are both a URL and a backend.
     """
 
     def __init__(
         self,
         url: str | None = None,
         *,
+        backend: Opener | None = None,
         namespace: str = "asyncguard",
         revision: int = 0,
         clock: Clock | None = None,
@@ -64,7 +69,11 @@ class AsyncGuard:
         self.namespace = as_name(namespace, "namespace")
         self.revision = check_whole("revision", revision, least=0)
         self.clock = clock or SystemClock()
-        self._url = url
+        if backend is not None and url is not None:
+            raise ValueError(f"backend: expected none beside the URL {url!r}, which names one too")
+        if backend is not None and not callable(backend):
+            raise TypeError(f"backend: expected a function of clock and namespace, got {backend!r}")
+        self._opener = backend
         self._backend: Backend | None = None if url is None else open_backend(url, clock=self.clock)
         self.clients: dict[asyncio.AbstractEventLoop, Client] = {}
         self._draining = False
@@ -83,6 +92,7 @@ class AsyncGuard:
         self._lock = threading.Lock()
         self._executor = None
         self.clients = {}
+        self.observers.late.clear()
         self._unbind()
 
     def __repr__(self) -> str:
@@ -201,14 +211,16 @@ class AsyncGuard:
         if not callable(observer) or inspect.iscoroutinefunction(observer):
             raise TypeError(f"observer: expected a plain function of one Event, got {observer!r}")
 
-        def change(how: Callable[[Observer], None]) -> None:
-            with self._lock:
-                how(observer)
-                for guard in self._made:
-                    guard.tell(self.observers)
+        with self._lock:
+            observation = self.observers.add(observer)
+            self._show_observers()
 
-        change(self.observers.add)
-        return functools.partial(change, self.observers.remove)
+        def end() -> None:
+            with self._lock:
+                self.observers.remove(observation)
+                self._show_observers()
+
+        return end
 
     def explain(self) -> str:
         """Say in plain words what guards there are, where their permits live, and what that assumes."""
@@ -304,8 +316,15 @@ class AsyncGuard:
         """Find the backend, and open it at the first use."""
         with self._lock:
             if self._backend is None:
-                self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
+                if self._opener is not None:
+                    self._backend = self._opener(self.clock, self.namespace)
+                else:
+                    self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
             return self._backend
+
+    def _show_observers(self) -> None:
+        for guard in self._made:
+            guard.tell(self.observers)
 
     def _make(self, options: Options) -> Guard:
         guard = Guard(self, options)

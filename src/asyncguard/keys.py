@@ -10,6 +10,8 @@ Key = str | int | uuid.UUID | enum.Enum
 
 MAX_NAME = 128
 MAX_KEY = 512
+_LONGEST_INT = 1700
+"""Bits of the longest number that may be a key."""
 
 
 def as_name(name: str, what: str = "name") -> str:
@@ -34,7 +36,11 @@ def as_key(value: Key, what: str = "key") -> str:
     if type(value) is not str:
         if isinstance(value, enum.Enum):
             value = value.value
-        if isinstance(value, int | uuid.UUID):
+        if isinstance(value, int) and not isinstance(value, bool):
+            if value.bit_length() > _LONGEST_INT:
+                raise ValueError(f"{what}: expected a number of at most {MAX_KEY} digits")
+            value = str(value)
+        elif isinstance(value, uuid.UUID):
             value = str(value)
     if not isinstance(value, str):
         raise TypeError(f"{what}: expected a str, int, UUID or Enum, got {type(value).__name__}")

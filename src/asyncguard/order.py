@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import deque
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Protocol, final
@@ -18,6 +20,8 @@ GONE = -1
 """Score of a ticket that waits no more."""
 _FEW = 32
 """Of these, how many may lie about."""
+_SOME = 64
+"""Tenants that are looked at for a ticket's place: what more there are is taken to be like these."""
 _DEBTS = 64
 """How many tenants that have nothing here are remembered, beside two for each that waits."""
 
@@ -239,9 +243,17 @@ class FairQueue:
 
     def ahead_of(self, ticket: Ticket) -> int:
         tenant = self._tenants[ticket.terms.tenant]
-        turn = self._turns.rank(*tenant.turn) if tenant.turn else 0
         rank = tenant.line.rank(ticket.score, ticket.arrival)
-        return min(turn + rank * len(self._turns), self._waiting - 1)
+        turn = self._turns.rank(*tenant.turn) if tenant.turn else 0
+        seen = ahead = 0
+        for place, other in enumerate(itertools.islice(self._turns, _SOME)):
+            if other is not tenant:
+                # For each turn of this tenant another has as many as its share says.
+                turns = math.ceil((rank + 1) * other.share / tenant.share) - (place > turn)
+                ahead += min(len(other.line), turns)
+                seen += 1
+        others = ahead * (len(self._turns) - 1) / seen if seen else 0
+        return min(round(others) + rank, self._waiting - 1)
 
     def in_order(self, cost: Callable[[Ticket], float]) -> Iterator[Ticket]:
         turns = []

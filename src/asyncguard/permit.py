@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import threading
 import warnings
 import weakref
@@ -146,8 +147,8 @@ class Loss:
 
     __slots__ = ("_futures", "_happened")
 
-    def __init__(self, *, happened: bool) -> None:
-        self._happened = happened
+    def __init__(self) -> None:
+        self._happened = False
         self._futures: list[asyncio.Future[None]] = []
 
     def __repr__(self) -> str:
@@ -182,8 +183,18 @@ def _resolve(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
-_rare = threading.Lock()
-"""Held for moments when a permit gets something that few have."""
+_rare = threading.RLock()
+"""Held for moments when a permit gets something that few have; nothing is allocated meanwhile."""
+
+
+def _renew() -> None:
+    """Have a lock of its own in a forked child: another thread of the parent may have held this one."""
+    global _rare  # noqa: PLW0603
+    _rare = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
 
 
 @final
@@ -254,6 +265,9 @@ class Permit(Ticket):
         key = "" if known.key is None else f", key {known.key!r}"
         return f"<Permit of guard {self.guard!r}{key}: {known.state}>"
 
+    def __reduce__(self) -> Any:
+        raise TypeError(f"{self!r} can't be copied or pickled: there is only one of it")
+
     @property
     def _real(self) -> Permit:
         return self.extra.real or self if self.extra is not None else self
@@ -284,9 +298,12 @@ class Permit(Ticket):
     def lost(self) -> Loss:
         """Whether the permit was taken away: ask it, or wait for it."""
         extra = self._real._extras()
-        with _rare:
-            if extra.loss is None:
-                extra.loss = Loss(happened=extra.error is not None)
+        if extra.loss is None:
+            loss = Loss()
+            with _rare:
+                if extra.loss is None:
+                    loss._happened = extra.error is not None
+                    extra.loss = loss
         return extra.loss
 
     async def release(self) -> None:
@@ -320,6 +337,8 @@ class Permit(Ticket):
         try:
             self.row.loop.call_soon_threadsafe(self.resolve, reason)
         except RuntimeError:
+            if self.extra is not None and self.extra.audience is not None:
+                self.extra.audience.hear_later("withdrawn", self)
             return False
         return True
 
@@ -330,10 +349,12 @@ class Permit(Ticket):
             future.set_result(reason)
 
     def _extras(self) -> Extra:
-        with _rare:
-            if self.extra is None:
-                self.extra = Extra()
-            return self.extra
+        if self.extra is None:
+            extra = Extra()
+            with _rare:
+                if self.extra is None:
+                    self.extra = extra
+        return self.extra
 
     def end(self, *, finished: bool = True) -> Awaitable[None] | None:
         """Pass the permit on, if it is still held."""
@@ -344,7 +365,7 @@ class Permit(Ticket):
             extra.timer.cancel()
         acknowledged = self.backend.leave(self, finished=finished)
         if extra is not None and extra.audience is not None:
-            extra.audience.hear_it_ended("released", self)
+            extra.audience.hear("released", self)
         return acknowledged
 
     def take_away(self) -> None:
@@ -353,21 +374,21 @@ class Permit(Ticket):
         self.state = "lost"
         self.notify()
 
-    def tell(self, observers: Observers) -> None:
-        """Have observers hear of it, from its entering on."""
+    def gather(self, observers: Observers) -> Audience:
+        """Have observers hear of it, from when they are told that it entered."""
         audience = self._extras().audience = Audience(observers)
-        audience.hear_it_entered(self)
+        return audience
 
-    def tell_end(self, kind: Kind, refusal: Refused | None = None) -> None:
-        """Have its observers hear how it ended, if it has any."""
+    def tell(self, kind: Kind, refusal: Refused | None = None) -> None:
+        """Have its observers hear what happened, if it has any."""
         if self.extra is not None and self.extra.audience is not None:
-            self.extra.audience.hear_it_ended(kind, self, refusal)
+            self.extra.audience.hear(kind, self, refusal)
 
     def abandon(self, kind: Kind) -> None:
         """Leave from a finaliser, perhaps."""
         self.backend.abandon(self)
         if self.extra is not None and self.extra.audience is not None:
-            self.extra.audience.hear_it_was_abandoned(kind, self)
+            self.extra.audience.hear_later(kind, self)
 
     def only_notify(self) -> None:
         """Have a loss set `lost`, and leave the work alone."""
@@ -390,7 +411,7 @@ class Permit(Ticket):
         extra = self._extras()
         error = HoldExceeded(f"the work under {self!r} ran for longer than max_hold={max_hold:g} s")
         if extra.handle is not None:
-            self.tell_end("lost")
+            self.tell("lost")
             self.end(finished=False)
         self._lose(error)
 
@@ -403,7 +424,7 @@ class Permit(Ticket):
             loss = extra.loss
         if extra.timer is not None:
             extra.timer.cancel()
-        self.tell_end("lost")
+        self.tell("lost")
         if loss is not None:
             loss._happen()
         if extra.cancels:

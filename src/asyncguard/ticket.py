@@ -41,8 +41,8 @@ class Rate:
         whole = isinstance(self.n, int) and isinstance(self.burst, int)
         if not whole or not isinstance(self.per, int | float) or any(isinstance(n, bool) for n in numbers):
             raise TypeError(f"rate: expected whole numbers n and burst, and per in seconds, got {self}")
-        if self.n < 1 or self.burst < 1 or not 0 < self.per <= _LONGEST:
-            raise ValueError(f"rate: expected n >= 1, 0 < per <= 1e9 seconds and burst >= 1, got {self}")
+        if not (1 <= self.n <= _LONGEST and 1 <= self.burst <= _LONGEST and 0 < self.per <= _LONGEST):
+            raise ValueError("rate: expected 1 <= n <= 1e9, 0 < per <= 1e9 seconds and 1 <= burst <= 1e9")
 
     @property
     def interval(self) -> int:

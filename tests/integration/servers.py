@@ -21,7 +21,25 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 
-_READY = re.compile(r"Uvicorn running on http://[\d.]+:(\d+)")
+_UVICORN = ("uvicorn", "--host=127.0.0.1", "--port=0", "--timeout-graceful-shutdown=5")
+SERVERS = {
+    "h11": [*_UVICORN, "--http=h11", "--loop=asyncio", "--ws=wsproto"],
+    "httptools": [*_UVICORN, "--http=httptools", "--loop=uvloop"],
+    "granian": [
+        "granian",
+        "--interface=asgi",
+        "--host=127.0.0.1",
+        "--port={port}",
+        "--workers-kill-timeout=5",
+    ],
+    "hypercorn": ["hypercorn", "--workers=0", "--bind=127.0.0.1:0", "--graceful-timeout=5"],
+}
+"""How to run an application on each, but for its name."""
+
+_READY = re.compile(r"(?:[Rr]unning on|Listening at:) http://[\d.]+:(\d+)")
+_UNTRUE = "ERROR:    ASGI callable returned without completing handshake."
+"""What uvicorn says of every WebSocket that is denied with a response, where it speaks by `websockets`."""
+_MISHAPS = re.compile(r"Traceback|Exception in|never retrieved|never awaited|ERROR|Warning|was destroyed")
 _SECONDS_TO_START = 30
 _SECONDS_TO_STOP = 15
 
@@ -61,6 +79,11 @@ class Server:
         except ConnectionRefusedError:  # the one that reloads has the port before its child listens
             return False
         return True
+
+    def mishaps(self, since: int = 0) -> str:
+        """Read what was logged since so many characters, if anything in it went wrong."""
+        logged = self.log.read_text()[since:].replace(_UNTRUE, "")
+        return logged if _MISHAPS.search(logged) else ""
 
     def stop(self) -> None:
         """End the server as a supervisor would, and make sure that nothing of it is left."""
@@ -117,6 +140,13 @@ class Servers:
         server.await_start()
         return server
 
+    def start_served(self, kind: str, *more: str, **settings: str) -> Server:
+        """Run the application of these tests on one of the servers."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        arguments = [argument.format(port=port) for argument in SERVERS[kind]]
+        return self.start(*arguments, *more, "integration.served:app", cwd=ROOT / "tests", **settings)
+
     def close(self) -> None:
         self._stack.close()
 
@@ -137,19 +167,71 @@ class Connection:
         self._reader = reader
         self._writer = writer
 
-    async def send(self, path: str) -> None:
-        self._writer.write(f"GET {path} HTTP/1.1\r\nHost: test\r\n\r\n".encode())
+    @classmethod
+    async def open(cls, server: Server, **options: Any) -> Connection:
+        return cls(*await asyncio.open_connection("127.0.0.1", server.port, **options))
+
+    async def send(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str) -> None:
+        if body is not None:
+            headers.setdefault("Content-Length", str(len(body)))
+        head = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+        await self.send_raw(f"{method} {path} HTTP/1.1\r\nHost: test\r\n{head}\r\n".encode() + (body or b""))
+
+    async def send_raw(self, data: bytes) -> None:
+        self.begin_to_send(data)
         await self._writer.drain()
 
-    async def read(self) -> Answer:
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-1])}
-        body = await self._reader.readexactly(int(headers["content-length"]))
-        return Answer(int(head[0].split()[1]), headers, json.loads(body), time.perf_counter())
+    def begin_to_send(self, data: bytes) -> None:
+        self._writer.write(data)
 
-    async def get(self, path: str) -> Answer:
-        await self.send(path)
+    async def read_head(self) -> tuple[int, dict[str, str]]:
+        head = (await self._reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+        headers: dict[str, str] = {}
+        for name, _, value in (line.partition(": ") for line in head[1:-1]):
+            before = headers.get(name.lower())
+            headers[name.lower()] = value if before is None else f"{before}, {value}"
+        return int(head[0].split()[1]), headers
+
+    async def read_chunk(self) -> bytes:
+        """Read one chunk of a response that is sent in chunks; the last is empty."""
+        size = int(await self._reader.readuntil(b"\r\n"), 16)
+        return (await self._reader.readexactly(size + 2))[:-2]
+
+    async def read_chunks(self) -> bytes:
+        """Read all chunks to the last."""
+        body = b""
+        while chunk := await self.read_chunk():
+            body += chunk
+        return body
+
+    async def read(self, *, has_body: bool = True) -> Answer:
+        status, headers = await self.read_head()
+        body: Any = b""
+        if has_body and "content-length" in headers:
+            body = await self._reader.readexactly(int(headers["content-length"]))
+        elif has_body:
+            body = await self.read_chunks()
+        if body and headers.get("content-type", "").endswith("json"):
+            body = json.loads(body)
+        return Answer(status, headers, body, time.perf_counter())
+
+    async def read_to_the_end(self) -> bytes:
+        """Read until the server closes the connection."""
+        with suppress(ConnectionError):
+            return await self._reader.read()
+        return b""
+
+    async def get(self, path: str, **headers: str) -> Answer:
+        await self.send(path, "GET", None, **headers)
         return await self.read()
+
+    def say_no_more(self) -> None:
+        """Close the half of the connection that is ours to write."""
+        self._writer.write_eof()
+
+    def abort(self) -> None:
+        """Be gone at once, whatever wasn't sent yet."""
+        self._writer.transport.abort()
 
     async def close(self) -> None:
         self._writer.close()

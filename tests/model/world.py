@@ -256,8 +256,7 @@ class World:
             self._bury(ticket, "evicted" if own and step.what == "evict" else "superseded")
             return
         left = own and step.what in {"late", "give_up"}
-        never_queued = own and ticket.reason == "too_large" if ticket.state == "refused" else True
-        if not left and not never_queued:
+        if not left and ticket.state == "refused":
             self._bury(ticket, ticket.reason)
 
     def _again(self, step: Step, partition: Partition) -> None:
@@ -540,6 +539,8 @@ class _Before:
         self.expires = [getattr(client.ticket, "expires", 0) for client in world.clients]
         self.in_use = world.in_use
         self.waiting = len(world.in_state("waiting"))
+        self.most = world.most
+        self.paused = world.paused
 
 
 class _Check:
@@ -597,7 +598,8 @@ class _Check:
         world = self.world
         exclusive = [ticket for ticket in self.held if ticket.terms.permits == EXCLUSIVE]
         _require(not exclusive or len(self.held) == 1, "who has all permits is alone")
-        most = world.most if self.granted else max(world.most, self.before.in_use)
+        # What was due is granted before a change of the rules takes effect.
+        most = max(world.most, self.before.most if self.granted else self.before.in_use)
         _require(bool(exclusive) or self.in_use <= most, "no more permits are held than there are")
 
     def nobody_barges(self) -> None:
@@ -619,7 +621,8 @@ class _Check:
     def tokens_grow(self) -> None:
         world = self.world
         rate = world.setup.rate
-        _require(not self.granted or not world.paused, "nobody is granted in a pause")
+        paused = world.paused and self.before.paused
+        _require(not self.granted or not paused, "nobody is granted in a pause")
         for ticket in self.granted:
             token = world.admission.token(ticket)
             _require(token > world.last_token, "tokens grow")
@@ -665,7 +668,10 @@ class _Check:
         world = self.world
         reason = ticket.reason
         if reason == "full":
-            _require(waiting == most or waiting >= self.before.waiting, "only a full queue refuses")
+            was_full = self.before.waiting == most  # its first may have made way for who fits
+            _require(
+                was_full or waiting == most or waiting >= self.before.waiting, "only a full queue refuses"
+            )
             wanted: list[Ticket | None] = [self.newcomer]
             if world.setup.order == "lifo":
                 rest = [*self.waiting, ticket]

@@ -85,8 +85,12 @@ def telemetry(hub: AsyncGuard) -> Iterator[Telemetry]:
     telemetry.meter_provider.shutdown()
 
 
+def observers(hub: AsyncGuard) -> list[Any]:
+    return [observation.observer for observation in hub.observers.observations]
+
+
 def in_flight(hub: AsyncGuard) -> int:
-    recording = [observer for observer in hub.observers._observers if isinstance(observer, _Telemetry)]
+    recording = [observer for observer in observers(hub) if isinstance(observer, _Telemetry)]
     return sum(len(observer._waiting) + len(observer._working) for observer in recording)
 
 
@@ -290,7 +294,7 @@ async def test_a_loss_that_is_heard_of_before_the_grant_is_recorded_whole(hub: A
     await block(hub.guard("report", max_hold=1))
     entered, granted, lost = heard
     undo = telemetry.instrument(hub)
-    (_, observer) = hub.observers._observers
+    (_, observer) = observers(hub)
     for event in (entered, lost, granted):
         observer(event)
     assert in_flight(hub) == 0

@@ -51,7 +51,7 @@ async def test_a_limit_stands_until_it_is_cleared(hub: AsyncGuard) -> None:
 
 
 async def test_a_limit_of_none_at_all_is_no_limit_to_set(hub: AsyncGuard) -> None:
-    with pytest.raises(ValueError, match="limit: expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match="limit: expected 1 to 1,000,000,000, got 0"):
         await hub.guard("report").set_limit(0)
 
 

@@ -87,6 +87,14 @@ class Backend(Protocol):
         """Give back what the backend holds of the system."""
 
 
+class Opener(Protocol):
+    """Whatever makes a backend for an AsyncGuard, once: `AsyncGuard(backend=...)`."""
+
+    def __call__(self, clock: Clock, namespace: str, /) -> Backend:
+        """Make it; guards of other namespaces have permits of their own, whatever their names."""
+        ...
+
+
 def open_backend(url: str | None, *, clock: Clock) -> Backend:
     """Open the backend that a URL names; None: this process's memory.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -18,7 +19,6 @@ from asyncguard.permit import Permit
 from asyncguard.statistics import BATCH
 
 if TYPE_CHECKING:
-    import asyncio
     from collections.abc import Iterable, Iterator
 
     from asyncguard.admission import Setting
@@ -339,7 +339,7 @@ class MemoryBackend:
                 partition.configure(now, limit=limit, paused=paused)
                 admission.retire(partition, now)
             changed = admission.take_changed()
-        self._follow_up_all(admission, changed)
+        self._follow_up_all([*admission.partitions.values()] if key is None else [partition], changed)
 
     async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
         with self._step() as now:
@@ -349,7 +349,7 @@ class MemoryBackend:
                 partition.evict(ticket, now)
                 admission.retire(partition, now)
             changed = admission.take_changed()
-        self._follow_up_all(admission, changed)
+        self._follow_up_all([partition for partition, _ in found], changed)
         return bool(found)
 
     def redeclare(self, declaration: Declaration) -> None:
@@ -357,7 +357,7 @@ class MemoryBackend:
             admission = self._open(declaration)
             admission.redeclare(declaration.rules, now)
             changed = admission.take_changed()
-        self._follow_up_all(admission, changed)
+        self._follow_up_all([*admission.partitions.values()], changed)
 
     async def aclose(self) -> None:
         self._drain()
@@ -389,9 +389,9 @@ class MemoryBackend:
         if self._abandoned:
             self._drain()
 
-    def _follow_up_all(self, admission: Admission, changed: Iterable[Ticket]) -> None:
+    def _follow_up_all(self, partitions: Iterable[Partition], changed: Iterable[Ticket]) -> None:
         self._tell(changed)
-        for partition in list(admission.partitions.values()):
+        for partition in partitions:
             if partition.gated and partition.waiting:
                 self._adopt(partition)
             self._follow_up(partition, ())
@@ -411,7 +411,11 @@ class MemoryBackend:
     def waits(self, ticket: Ticket) -> None:
         if ticket.state == "waiting" and ticket.partition.gated and isinstance(ticket, Permit):
             with self._step():
-                self._loops.setdefault(ticket.partition, set()).add(ticket.row.loop)
+                loops = self._loops.setdefault(ticket.partition, set())
+                if ticket.row.loop not in loops:
+                    loops.add(ticket.row.loop)
+                    for alarm in [alarm for alarm in self._alarms if alarm[1].is_closed()]:
+                        del self._alarms[alarm]
             self._set_alarms(ticket.partition)
 
     def _set_alarms(self, partition: Partition) -> None:
@@ -429,6 +433,9 @@ class MemoryBackend:
                     self._alarms.pop((partition, loop), None)
                 for loop in [loop for loop in loops if self._alarms.get((partition, loop), due + 1) > due]:
                     self._alarms[partition, loop] = due
+                    if asyncio._get_running_loop() is loop:  # noqa: SLF001
+                        self._set_alarm(partition, loop, due)
+                        continue
                     with contextlib.suppress(RuntimeError):  # closed just now
                         loop.call_soon_threadsafe(self._set_alarm, partition, loop, due)
         self._tell(changed)

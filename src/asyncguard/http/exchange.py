@@ -146,7 +146,7 @@ class Exchange:
             headers.append((b"server-timing", server_timing(self._untold).encode()))
             self._untold = []
         if self._preferred is not None:
-            headers.append((b"preference-applied", f"wait={self._preferred:g}".encode()))
+            headers.append((b"preference-applied", f"wait={self._preferred:.0f}".encode()))
             self._preferred = None
         if self._has_asked and not any(
             name.lower() == b"vary" and b"refer" in value for name, value in headers
@@ -241,18 +241,20 @@ def _has_open_end(start: Message) -> bool:
     return not any(name.lower() == b"content-length" for name, _ in start.get("headers", ()))
 
 
-_WAIT: Final = re.compile(r"wait\s*=\s*\"?(\d{1,9})\"?\s*(?:;.*)?", re.ASCII | re.IGNORECASE)
+_PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
+"""One of those that commas separate; a quoted string may have commas in it."""
+_WAIT: Final = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
 
 def preferred_wait(headers: Any) -> float | None:
     """Read `Prefer: wait=SECONDS` (RFC 7240); None where it isn't there, or isn't what it should be."""
     for name, value in headers:
         if name.lower() == b"prefer":
-            for preference in value.decode("latin-1").split(","):
+            for preference in _PREFERENCE.findall(value.decode("latin-1")):
                 preferred = preference.partition("=")[0].partition(";")[0].strip().lower()
                 if preferred == "wait":  # the first counts, whatever follows
                     match = _WAIT.fullmatch(preference.strip())
-                    return float(match[1]) if match else None
+                    return float(match[1] or match[2]) if match else None
     return None
 
 

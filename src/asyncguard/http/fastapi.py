@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Unpack, final
 
+from starlette.middleware import Middleware
 from starlette.requests import HTTPConnection
 
 from asyncguard.guard import Demand, Guard
@@ -35,7 +36,7 @@ __all__ = [
 ]
 
 _log = logging.getLogger("asyncguard")
-_NEEDED = ("add_middleware", "user_middleware", "router.lifespan_context")
+_NEEDED = ("build_middleware_stack", "user_middleware", "router.lifespan_context")
 
 
 def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> None:
@@ -57,9 +58,19 @@ def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> Non
     # Twice: inside the application's other middleware, so that it sees a refusal as a response like any
     # other (and CORS can add its headers), and outside, for the guards that are taken in middleware and
     # to see a client leave, which some middleware hides.
-    app.add_middleware(ExchangeMiddleware, **settings)
-    app.user_middleware.append(app.user_middleware[0])
-    app.add_middleware(_MountCheck, ag=ag)
+    exchange = Middleware(ExchangeMiddleware, **settings)
+    app.user_middleware.append(exchange)
+    own_build = app.build_middleware_stack
+
+    def build_middleware_stack() -> Any:
+        # Late, so that this is outside of middleware too that is added after `install`.
+        if app.user_middleware[0].cls is not _MountCheck:
+            if app.user_middleware[0] is not exchange:
+                app.user_middleware.insert(0, exchange)
+            app.user_middleware.insert(0, Middleware(_MountCheck, ag=ag))
+        return own_build()
+
+    app.build_middleware_stack = build_middleware_stack
     own_lifespan = app.router.lifespan_context
 
     @asynccontextmanager
@@ -83,7 +94,7 @@ _living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 class _MountCheck:
     """Tells operators once if the application is mounted in another one, which doesn't run its lifespan."""
 
-    def __init__(self, app: "ASGIApp", *, ag: "AsyncGuard") -> None:
+    def __init__(self, app: "ASGIApp", ag: "AsyncGuard") -> None:
         self._app = app
         self._ag = ag
         self._has_checked = False
@@ -132,10 +143,12 @@ def require(
     """Make a dependency of routes, routers or applications that holds a permit for each request.
 
     `Depends(require(guard, key=path_param("account")))` takes it before the dependencies that are named
-    after it, and gives the permit to who asks for it. `key` and `tenant` say where in the request those
-    are found: a source such as `header("x-api-key")`, `client_ip()` or `path_param("account")`, or a
-    function of the ASGI scope. Where they identify the caller, a full queue is answered with 429.
-    `hold` says until when the permit is held, as with the decorator.
+    after it, and gives the permit to who asks for it, as in `permit: Annotated[Permit, Depends(...)]`.
+    `key` and `tenant` say where in the request those are found: a source such as `header("x-api-key")`,
+    `client_ip()` or `path_param("account")`, or a function of the ASGI scope. Where they identify the
+    caller, a full queue is answered with 429; a request without a key is answered with 400, and one
+    without a tenant shares that of all others. `hold` says until when the permit is held, as with the
+    decorator; without `ag.install(app)` that is when the background tasks have ended.
 
     Raises:
         TypeError, ValueError: an argument is of the wrong type or out of bounds.

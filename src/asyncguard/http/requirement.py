@@ -56,10 +56,12 @@ class Requirement:
     async def take(self, scope: Scope) -> AsyncIterator[Permit]:
         """Hold a permit for a request while the block lasts, or until its response ends."""
         ask = self._ask()
+        key = None
         served = Exchange.of(scope)
         async with AsyncExitStack() as stack:
             try:
-                key = None if self.key is None else self._read("key", self.key(scope))
+                if self.key is not None:
+                    key = self._read("key", self.key(scope))
                 if self.tenant is not None:
                     tenant = self.tenant(scope)
                     ask["tenant"] = "" if tenant in (None, "") else self._read("tenant", tenant)
@@ -67,7 +69,9 @@ class Requirement:
             except (Refused, NoKey) as refusal:
                 if served is None:
                     refusal.add_note(_NOT_INSTALLED)
-                if isinstance(refusal, Refused) and self._identifies_the_caller:
+                if isinstance(refusal, Refused) and (
+                    _identifies(self.key, key) or _identifies(self.tenant, ask.get("tenant"))
+                ):
                     refusal.status = 429
                 raise
             if served is not None:
@@ -87,9 +91,11 @@ class Requirement:
                 f"guard {self.guard.name!r}: the request has no {what} that can be used: {error}"
             ) from error
 
-    @property
-    def _identifies_the_caller(self) -> bool:
-        return any(getattr(source, "identifies", False) for source in (self.key, self.tenant))
+
+def _identifies(source: Source | None, value: str | None) -> bool:
+    """Whether a source tells who the caller is, and did so this time."""
+    tells = getattr(source, "identifies", None)
+    return tells is not None and bool(value) and bool(tells(value))
 
 
 _NOT_INSTALLED: Final = (

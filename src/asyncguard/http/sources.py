@@ -27,7 +27,8 @@ class NoKey(GuardError):
 class Source(Protocol):
     """Reads a key or a tenant from a request, as ASGI shows it.
 
-    What is empty, or None, is no key: such a request is answered with 400.
+    What is empty, or None, is no key: such a request is answered with 400. One that says who the caller is
+    has a method `identifies`, which tells whether a value does.
     """
 
     def __call__(self, scope: Scope, /) -> Any:
@@ -40,6 +41,10 @@ def bounded(text: str) -> str:
         text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
     ):
         return text
+    return _digest(text)
+
+
+def _digest(text: str) -> str:
     return f"sha256:{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()}"
 
 
@@ -51,19 +56,26 @@ def bounded(text: str) -> str:
 class _Header:
     name: bytes
     default: str
-    identifies = True
+    secret: bool
 
     def __call__(self, scope: Scope) -> str:
         for name, value in scope["headers"]:
             if name == self.name:  # the first counts, as it does for frameworks that check what it says
-                return bounded(value.decode("latin-1").strip()) or self.default
+                text = value.decode("latin-1").strip()
+                if text:
+                    return _digest(text) if self.secret else bounded(text)
+                break
         return self.default
 
+    def identifies(self, value: str) -> bool:
+        return value != self.default
 
-def header(name: str, *, default: str = "none") -> Source:
+
+def header(name: str, *, default: str = "none", secret: bool = False) -> Source:
     """Read a header that says who asks, such as an API key; `default` stands for those without it.
 
-    A value of more than 512 characters counts as its SHA-256. Of several such headers the first counts.
+    Operators see keys and tenants, in logs too; of one that is `secret` they see a digest. So they do
+    where the value has more than 512 characters. Of several such headers the first counts.
 
     Raises:
         TypeError, ValueError: the name is no header's, or the default can't be a key.
@@ -72,7 +84,7 @@ def header(name: str, *, default: str = "none") -> Source:
         raise TypeError(f"header: expected a header's name, got {name!r}")
     if not name or not set(name) <= _TOKEN:
         raise ValueError(f"header: expected a header's name, got {name!r}")
-    return _Header(name.lower().encode(), as_key(default, "default"))
+    return _Header(name.lower().encode(), as_key(default, "default"), bool(secret))
 
 
 _TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
@@ -82,6 +94,7 @@ _TOKEN: Final = frozenset("!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzAB
 # --- addresses ---------------------------------------------------------------------------------
 
 _UNIX: Final = "unix"
+_UNKNOWN: Final = "unknown"
 
 
 @final
@@ -89,14 +102,16 @@ _UNIX: Final = "unix"
 class _ClientIP:
     trusted: tuple[_Network, ...]
     trusts_unix: bool
-    identifies = True
 
     def __call__(self, scope: Scope) -> str:
         host = (scope.get("client") or ("",))[0]
         address = _address(host) if host else None
         if (self.trusts_unix and not host) or (address is not None and self._trusts(address)):
             address = self._behind(address, scope)
-        return "unknown" if address is None else str(address)
+        return _UNKNOWN if address is None else str(address)
+
+    def identifies(self, value: str) -> bool:
+        return value != _UNKNOWN
 
     def _behind(self, address: _Address | None, scope: Scope) -> _Address | None:
         """Follow what proxies say, from the nearest on, for as long as we trust who says it."""
@@ -167,7 +182,6 @@ def _address(text: str) -> _Address | None:
 @dataclass(frozen=True, slots=True)
 class _PathParam:
     name: str
-    identifies = False
 
     def __call__(self, scope: Scope) -> Any:
         try:

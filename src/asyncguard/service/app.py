@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import FastAPI
 
 from asyncguard import AsyncGuard, __version__
-from asyncguard.service.routes import make_routes
+from asyncguard.service.routes import PROBLEMS, make_routes
 from asyncguard.service.settings import Settings
 
 
@@ -24,7 +24,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="Work that runs one at a time, in the order of arrival, with a bounded queue.",
     )
     app.state.asyncguard = ag
-    ag.install(app)
+    ag.install(app, problems=PROBLEMS)
     app.include_router(make_routes(guard, settings))
     return app
 

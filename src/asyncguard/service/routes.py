@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, Field
 
-from asyncguard.http.problems import RESPONSES
+from asyncguard.http.problems import RESPONSES, pages
 
 if TYPE_CHECKING:
     from asyncguard.guard import Guard
     from asyncguard.service.settings import Settings
+
+
+PROBLEMS: Final = "/problems/"
+"""Where the pages on types of problems are; an absolute path, so that it is right at every address."""
+_PAGES: Final = pages()
 
 
 class Worked(BaseModel):
@@ -58,5 +64,18 @@ def make_routes(guard: Guard, settings: Settings) -> APIRouter:
     async def healthz() -> Health:
         """Answer at once, whatever work runs."""
         return Health()
+
+    @routes.get(
+        PROBLEMS + "{name}",
+        summary="Explain a type of problem",
+        response_class=PlainTextResponse,
+        responses={404: {"description": "No problem goes by that name."}},
+    )
+    async def problem_page(name: str) -> PlainTextResponse:
+        """Say what happened, and what the client and the operator can do about it."""
+        page = _PAGES.get(name)
+        if page is None:
+            return PlainTextResponse(f"No problem goes by that name; there are: {', '.join(_PAGES)}.\n", 404)
+        return PlainTextResponse(page)
 
     return routes
