@@ -130,11 +130,10 @@ def guarded() -> APIRouter:  # noqa: C901, PLR0915
     @router.get("/last/{key}/{name}")
     @work(key="key")
     async def last(key: str, name: str) -> str:
-        """Work until somebody has waited and nobody waits any more, and then a little longer."""
+        """Work until those who wait are refused, and then a little longer."""
         places[key].started.append(name)
-        for is_awaited in (False, True):
-            while bool((await work.inspect(key)).waiting) is is_awaited:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        while not (await work.inspect(key)).refused.get("draining"):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
         await asyncio.sleep(0.2)
         return name
 

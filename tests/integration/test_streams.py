@@ -140,7 +140,8 @@ async def test_a_stream_that_is_held_for_too_long_is_cut_off(stage: Stage) -> No
     assert time.perf_counter() - asked < 10 * served.MAX_HOLD
     assert b"0\r\n\r\n" not in await caller.read_to_the_end()
     status, _ = await following.read_head()
-    assert status == (500 if stage.kind == "granian" else 200)  # it sends the head with the first chunk
+    # granian sends the head with the first chunk, and so may not have sent it when this one is cut off.
+    assert status in ((200, 500) if stage.kind == "granian" else (200,))
     stage.mishaps.sure.append("HoldExceeded")
 
 

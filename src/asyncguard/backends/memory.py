@@ -334,12 +334,14 @@ class MemoryBackend:
             admission = self._open(declaration)
             if key is None:
                 admission.configure(now, limit=limit, paused=paused)
+                partitions = [*admission.partitions.values()]
             else:
                 partition = admission.partitions.setdefault(key, Partition(admission, key))
                 partition.configure(now, limit=limit, paused=paused)
                 admission.retire(partition, now)
+                partitions = [partition]
             changed = admission.take_changed()
-        self._follow_up_all([*admission.partitions.values()] if key is None else [partition], changed)
+        self._follow_up_all(partitions, changed)
 
     async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
         with self._step() as now:
