@@ -52,7 +52,8 @@ def mishaps(served: tuple[str, Server]) -> Iterator[Mishaps]:
     yield expected
     logged = server.mishaps(before)
     for text in expected.sure:
-        assert text in logged
+        # In the older of Starlette what goes wrong in a stream is in a group, of which granian logs no more.
+        assert text in logged or "ExceptionGroup" in logged
     if not expected.sure and not any(text in logged for text in expected.possible):
         assert not logged, logged
 

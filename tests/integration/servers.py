@@ -37,8 +37,8 @@ SERVERS = {
 """How to run an application on each, but for its name."""
 
 _READY = re.compile(r"(?:[Rr]unning on|Listening at:) http://[\d.]+:(\d+)")
-_UNTRUE = "ERROR:    ASGI callable returned without completing handshake."
-"""What uvicorn says of every WebSocket that is denied with a response, where it speaks by `websockets`."""
+_UNTRUE = re.compile("ERROR:    ASGI callable returned without (?:completing|sending) handshake")
+"""What uvicorn says of WebSockets that were denied, or left before that, where it speaks by `websockets`."""
 _MISHAPS = re.compile(r"Traceback|Exception in|never retrieved|never awaited|ERROR|Warning|was destroyed")
 _SECONDS_TO_START = 30
 _SECONDS_TO_STOP = 15
@@ -82,7 +82,7 @@ class Server:
 
     def mishaps(self, since: int = 0) -> str:
         """Read what was logged since so many characters, if anything in it went wrong."""
-        logged = self.log.read_text()[since:].replace(_UNTRUE, "")
+        logged = _UNTRUE.sub("", self.log.read_text()[since:])
         return logged if _MISHAPS.search(logged) else ""
 
     def stop(self) -> None:
