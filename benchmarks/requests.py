@@ -6,13 +6,13 @@ Each connection has its own turn: nobody waits, so this is what a guard costs wh
 from __future__ import annotations
 
 import contextlib
+import functools
 import socket
-import statistics
 import time
 from typing import TYPE_CHECKING
 
 from benchmarks.server import serving
-from benchmarks.table import ROUNDS, Row
+from benchmarks.table import Row, interleaved
 
 if TYPE_CHECKING:
     from benchmarks.table import Progress
@@ -28,12 +28,8 @@ def measure(progress: Progress) -> list[Row]:
         ports = {variant: stack.enter_context(serving(variant)) for variant in variants}
         for port in ports.values():
             _requests_a_second(port)  # so that all is loaded and specialised
-        rounds: dict[str, list[float]] = {variant: [] for variant in variants}
-        for number in range(ROUNDS):
-            progress.say(f"requests a second, round {number + 1} of {ROUNDS}")
-            for variant, port in ports.items():
-                rounds[variant].append(_requests_a_second(port))
-    figures = {variant: statistics.median(values) for variant, values in rounds.items()}
+        runs = {variant: functools.partial(_requests_a_second, port) for variant, port in ports.items()}
+        figures = interleaved("requests a second", runs, progress)
     ours = figures["AsyncGuard"]
     return [
         Row("requests a second, no contention", figures),

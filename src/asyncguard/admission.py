@@ -338,10 +338,9 @@ class Partition:
         self.advance(now)
 
     def _find_or_bury(self, ticket: Ticket, now: int) -> Ticket | None:
-        if self._leases is None:
-            self._leases = Leases()
-        known = self._leases.find(ticket)
-        self._leases.bury(ticket, now)
+        leases = self._open_leases()
+        known = leases.find(ticket)
+        leases.bury(ticket, now)
         return known
 
     def renew(self, tickets: Iterable[Ticket], now: int) -> list[Ticket]:
@@ -632,9 +631,7 @@ class Partition:
         if not ticket.terms.plain:
             self._count_special(ticket, 1)
             if ticket.terms.lease:
-                if self._leases is None:
-                    self._leases = Leases()
-                self._leases.add(ticket, now)
+                self._open_leases().add(ticket, now)
         self.waiting += 1
         if self.line is None:
             self._see_whether_quick()
@@ -684,9 +681,12 @@ class Partition:
     def _bury(self, ticket: Ticket, reason: Reason, now: int) -> None:
         """Have a ticket with a lease get this answer if it comes again."""
         if ticket.terms.lease:
-            if self._leases is None:
-                self._leases = Leases()
-            self._leases.bury(ticket, now, reason)
+            self._open_leases().bury(ticket, now, reason)
+
+    def _open_leases(self) -> Leases:
+        if self._leases is None:
+            self._leases = Leases()
+        return self._leases
 
     def _refuse(self, ticket: Ticket, reason: Reason, now: int) -> None:
         self._say_refused(ticket, reason, now)

@@ -18,7 +18,7 @@ def check_whole(name: str, value: Any, *, least: int) -> int:
 
     Raises:
         TypeError: it isn't an int.
-        ValueError: it is below `least`.
+        ValueError: it is below `least`, or larger than anybody means.
     """
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a whole number, got {value!r}")
@@ -61,18 +61,27 @@ def check_text(name: str, value: Any) -> str:
 
     Raises:
         TypeError: it isn't a str.
-        ValueError: it is too long.
+        ValueError: it is too long, or can't be encoded as UTF-8.
     """
     if not isinstance(value, str):
         raise TypeError(f"{name}: expected a str, got {value!r}")
     if len(value) > MAX_TEXT:
         raise ValueError(f"{name}: expected at most {MAX_TEXT} characters, got {len(value)}")
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{name}: {value!r} can't be encoded as UTF-8") from error
+    check_encodable(name, value)
     return value
+
+
+def check_encodable(name: str, text: str) -> None:
+    """Check that a text has no lone surrogates in it.
+
+    Raises:
+        ValueError: it can't be encoded as UTF-8.
+    """
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{name}: {text!r} can't be encoded as UTF-8") from error
 
 
 def check_rate(value: Any) -> None:

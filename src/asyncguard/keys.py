@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 import uuid
 
+from asyncguard.checks import check_encodable
+
 Key = str | int | uuid.UUID | enum.Enum
 """What can be a key; it is compared as text, so 7 and "7" are the same key."""
 
@@ -50,9 +52,5 @@ def as_key(value: Key, what: str = "key") -> str:
 def _as_text(what: str, text: str, longest: int) -> str:
     if not 0 < len(text) <= longest:
         raise ValueError(f"{what}: expected 1 to {longest} characters, got {len(text)}")
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"{what}: {text!r} can't be encoded as UTF-8") from error
+    check_encodable(what, text)
     return text

@@ -337,8 +337,7 @@ class Permit(Ticket):
         try:
             self.row.loop.call_soon_threadsafe(self.resolve, reason)
         except RuntimeError:
-            if self.extra is not None and self.extra.audience is not None:
-                self.extra.audience.hear_later("withdrawn", self)
+            self._tell_later("withdrawn")
             return False
         return True
 
@@ -364,8 +363,7 @@ class Permit(Ticket):
         if extra is not None and extra.timer is not None:
             extra.timer.cancel()
         acknowledged = self.backend.leave(self, finished=finished)
-        if extra is not None and extra.audience is not None:
-            extra.audience.hear("released", self)
+        self.tell("released")
         return acknowledged
 
     def take_away(self) -> None:
@@ -387,6 +385,10 @@ class Permit(Ticket):
     def abandon(self, kind: Kind) -> None:
         """Leave from a finaliser, perhaps."""
         self.backend.abandon(self)
+        self._tell_later(kind)
+
+    def _tell_later(self, kind: Kind) -> None:
+        """Have its observers hear what happened, but not here: it may be a finaliser."""
         if self.extra is not None and self.extra.audience is not None:
             self.extra.audience.hear_later(kind, self)
 

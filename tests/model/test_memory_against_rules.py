@@ -82,5 +82,6 @@ def test_a_quick_path_that_errs_is_caught(
 
     monkeypatch.setattr(MemoryBackend, path, wrong)
     quickly = settings(STEPS, phases=[Phase.generate], database=None, report_multiple_bugs=False)
-    with pytest.raises(AssertionError):
+    # A step that differs, or rules that stumble over the state they were left.
+    with pytest.raises((AssertionError, LookupError)):
         run_state_machine_as_test(MemoryAgainstRules, settings=quickly)

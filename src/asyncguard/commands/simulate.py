@@ -23,7 +23,6 @@ _INTERRUPTED = 130
 """The exit code of what was interrupted at the keyboard, as shells have it."""
 _LEAST_ARRIVALS, _MOST_ARRIVALS = 1e-4, 1e6
 """Clients per second; there is one grant in a microsecond at most."""
-_MOST = 1_000_000_000
 _SUFFIXES = (".svg", ".png")
 _NONE = "none"
 _OPTIONS = (
@@ -170,8 +169,6 @@ def _whole(option: str, text: str, *, least: int) -> int:
         value = int(text)
     except ValueError:
         raise ValueError(f"{option}: expected a whole number, got {text!r}") from None
-    if value > _MOST:
-        raise ValueError(f"{option}: expected at most {_MOST:,}, got more")
     return check_whole(option, value, least=least)
 
 

@@ -185,6 +185,8 @@ class Exchange:
             ) from None
 
     def _release(self, *holds: Hold, error: BaseException | None = None) -> None:
+        if not self._kept:
+            return
         with contextlib.ExitStack() as stack:  # all of them, even if one was lost and says so
             for permit, hold in self._kept:
                 if hold in holds:
@@ -199,9 +201,7 @@ class Exchange:
 
     def close(self) -> None:
         """End what ends with the response."""
-        self.is_open = False
-        self._waiting.clear()
-        self._working.clear()
+        self._untie()
         self.inbox.unwatch()
         self._release("auto", "handler", "body")
 
@@ -211,11 +211,15 @@ class Exchange:
         Raises:
             PermitLost: it was interrupted, as a permit was lost.
         """
+        self._untie()
+        self.inbox.close()
+        self._release("auto", "handler", "body", "background", error=error)
+
+    def _untie(self) -> None:
+        """Have nothing that is still under way depend on the client."""
         self.is_open = False
         self._waiting.clear()
         self._working.clear()
-        self.inbox.close()
-        self._release("auto", "handler", "body", "background", error=error)
 
 
 _ENDS: Final = (

@@ -13,7 +13,7 @@ from starlette.requests import HTTPConnection
 from asyncguard.guard import Demand, Guard
 from asyncguard.http import Installation
 from asyncguard.http.middleware import ExchangeMiddleware, GuardMiddleware
-from asyncguard.http.problems import RESPONSES, check_problems, responses_with
+from asyncguard.http.problems import RESPONSES, responses_with
 from asyncguard.http.requirement import Requirement
 from asyncguard.http.shutdown import draining_on_signals
 from asyncguard.http.sources import NoKey, Source, client_ip, header, path_param
@@ -53,7 +53,6 @@ def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> Non
         raise RuntimeError("install() was called before for this application: once is enough")
     if getattr(app, "middleware_stack", None) is not None:
         raise RuntimeError("the application has started already: call install(app) before it serves")
-    check_problems(settings.get("problems", ""))
     ExchangeMiddleware(app, **settings)  # so that what is wrong is said here
     # Twice: inside the application's other middleware, so that it sees a refusal as a response like any
     # other (and CORS can add its headers), and outside, for the guards that are taken in middleware and

@@ -8,11 +8,11 @@ import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, Unpack, final
 
-from asyncguard.checks import check_choice, check_number, check_text
+from asyncguard.checks import check_choice, check_number
 from asyncguard.errors import ClientLeft
 from asyncguard.http import Expose, OnDisconnect
 from asyncguard.http.exchange import Exchange
-from asyncguard.http.problems import ANSWERED, Problem, problem
+from asyncguard.http.problems import ANSWERED, Problem, check_problems, problem
 from asyncguard.http.requirement import Requirement
 from asyncguard.permit import Hold, exchange
 
@@ -59,7 +59,7 @@ class ExchangeMiddleware:
         check_choice("expose", expose, Expose)
         self._on_disconnect: OnDisconnect = on_disconnect
         self._send_timeout = check_number("send_timeout", send_timeout, above=True)
-        self._problem = functools.partial(problem, expose=expose, problems=check_text("problems", problems))
+        self._problem = functools.partial(problem, expose=expose, problems=check_problems(problems))
         # Of two with nothing in between, as `install` may come to, one is enough.
         self.app: ASGIApp = app.app if isinstance(app, ExchangeMiddleware) else app
 

@@ -138,15 +138,7 @@ class Operators(Suite):
     @in_a_loop
     async def test_an_evicted_holder_is_cancelled_and_the_next_one_comes_in(self, scene: Scene) -> None:
         guard = scene.guard()
-        running = asyncio.Event()
-
-        async def work() -> None:
-            async with guard.permit(label="out"):
-                running.set()
-                await asyncio.sleep(60)
-
-        task = asyncio.create_task(work())
-        await soon(running.wait())
+        task = await Line(guard).join("out", hold=60)
         line = Line(guard)
         await line.join("next")
         await evict(guard, "out")

@@ -152,15 +152,7 @@ class Sharing(Suite):
     @in_a_loop
     async def test_a_holder_elsewhere_is_evicted(self, scene: Scene) -> None:
         one, other = _two(scene)
-        running = asyncio.Event()
-
-        async def work() -> None:
-            async with other.permit(label="out"):
-                running.set()
-                await asyncio.sleep(60)
-
-        task = asyncio.create_task(work())
-        await soon(running.wait())
+        task = await Line(other).join("out", hold=60)
         await evict(one, "out")
         with pytest.raises(PermitLost):
             await soon(task)
