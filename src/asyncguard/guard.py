@@ -13,7 +13,7 @@ from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, ClientLeft, Refused, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
-from asyncguard.permit import Permit, exchange, new_permit, open_scope, scope_here, scope_var
+from asyncguard.permit import Permit, new_permit, open_scope, scope_here, scope_var
 from asyncguard.running import current_task, running_tasks
 from asyncguard.ticket import ALL, EXCLUSIVE, NEW, Declaration, Terms
 from asyncguard.wrap import Wrapper
@@ -40,7 +40,6 @@ OnLost = Literal["cancel", "notify"]
 
 # Bound once: to look up a method of an imported name costs as much as these calls.
 _scope = scope_var.get
-_exchange = exchange.get
 _task_of = running_tasks.get
 
 
@@ -175,14 +174,6 @@ class Guard:
     # --- the block -----------------------------------------------------------------------------
 
     async def __aenter__(self) -> Permit:  # noqa: PLR0912
-        served = _exchange()
-        if self._special or (served is not None and (not served.is_open or served.within is not None)):
-            here = scope_here()
-            permit = await self._enter(self._terms, None, here)
-            permit.terms = self._terms  # by which the block finds it; what the client prefers has been heeded
-            self._open_block(permit, here)
-            return permit
-        backend = self.bound_to or self._bind()
         scope = _scope()
         if scope is None:
             scope = open_scope()
@@ -192,6 +183,13 @@ class Guard:
                 task() is not current_task()
             ):
                 scope = open_scope()
+        served = scope.served
+        if self._special or (served is not None and (not served.is_open or served.within is not None)):
+            permit = await self._enter(self._terms, None, scope)
+            permit.terms = self._terms  # by which the block finds it; what the client prefers has been heeded
+            self._open_block(permit, scope)
+            return permit
+        backend = self.bound_to or self._bind()
         permit = Permit()  # as new_permit does it; see `Ticket` for why there is no constructor
         permit.id = 0
         permit.terms = self._terms
@@ -323,7 +321,8 @@ class Guard:
             audience.hear_it_entered(permit)
         if permit.state == "refused":
             raise self._refuse(permit, None)
-        self._begin(permit)
+        scope = _scope()
+        self._begin(permit, scope.served if scope is not None else None)
         return permit.handle()
 
     # --- to look and to act --------------------------------------------------------------------
@@ -434,7 +433,7 @@ class Guard:
     async def _enter(self, terms: Terms, key: str | None, scope: Scope) -> Permit:
         """Become a permit, by the same steps as `__aenter__`."""
         backend = self.bound_to or self._bind()
-        served = _exchange()
+        served = scope.served
         if served is not None:
             if not served.is_open:
                 served = None
@@ -451,7 +450,7 @@ class Guard:
             audience.hear_it_entered(permit)
         if answer is not None or permit.state != "held":
             await self._wait(permit, scope, answer, served)
-        self._begin(permit)
+        self._begin(permit, served)
         return permit
 
     async def _wait(
@@ -491,14 +490,14 @@ class Guard:
         permit.close_block(GeneratorExit())
         return self._refusal(permit, "evicted")
 
-    def _begin(self, permit: Permit) -> None:
+    def _begin(self, permit: Permit, served: Exchange | None) -> None:
         try:
             if not self._cancels:
                 permit.only_notify()
             if self._max_hold is not None:
                 permit.limit_hold(self._max_hold)
             permit.tell("granted")
-            if (served := _exchange()) is not None and served.is_open:
+            if served is not None and served.is_open:
                 served.granted(permit)
         except BaseException:
             permit.end(finished=False)
@@ -569,7 +568,8 @@ class Guard:
     def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
         for mine in scope:
             if (
-                mine.terms.guard.name == self.name
+                mine.backend.place == permit.backend.place
+                and mine.terms.guard.name == self.name
                 and mine.key == permit.key
                 and mine.state == "held"
                 and mine.partition.is_full_for(permit)

@@ -76,24 +76,27 @@ class Exchange(Protocol):
         """Hold the handler's permit for longer, if that is what `hold` means for what it returned."""
 
 
-exchange: ContextVar[Exchange | None] = ContextVar("asyncguard.exchange", default=None)
-"""The exchange that is being served here, if any."""
-
-
 def _no_task() -> None:
     return None
 
 
 @final
 class Scope:
-    """The guarded blocks that a task is in, or that a thread works for."""
+    """The guarded blocks that a task is in, or that a thread works for, and the request that it serves."""
 
-    __slots__ = ("innermost", "loop", "task")
+    __slots__ = ("innermost", "loop", "served", "task")
 
-    def __init__(self, task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> None:
+    def __init__(
+        self,
+        task: asyncio.Task[Any] | None,
+        loop: asyncio.AbstractEventLoop | None,
+        served: Exchange | None = None,
+    ) -> None:
         self.task = weakref.ref(task) if task is not None else _no_task
         """The task, which mustn't live on because of its permits; none: a thread does its work."""
         self.loop = loop
+        self.served = served
+        """The exchange that is served here, if any."""
         self.innermost: Permit | None = None
         """The permit of the innermost block; those of the blocks around it follow by `outer`."""
 
@@ -113,14 +116,26 @@ class Scope:
 
 
 scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=None)
-"""Set once in a task: setting a context variable for each block would cost more than all the rest."""
+"""Set once in a task, and once for a request: to set it for each block would cost more than all the rest."""
 
 
 def open_scope() -> Scope:
-    """Begin the scope of the running task."""
-    scope = Scope(current_task(), asyncio.get_running_loop())
+    """Begin the scope of the running task, which serves what the task serves that started it."""
+    around = scope_var.get()
+    served = around.served if around is not None else None
+    scope = Scope(current_task(), asyncio.get_running_loop(), served)
     scope_var.set(scope)
     return scope
+
+
+def open_scope_of_exchange(served: Exchange) -> tuple[Scope, Scope | None]:
+    """Begin a scope of the running task in which it serves a request; and find the one around it."""
+    around = scope_var.get()
+    scope = Scope(current_task(), asyncio.get_running_loop(), served)
+    if around is not None and around.task() is scope.task():
+        scope.innermost = around.innermost  # the request is made in process
+    scope_var.set(scope)
+    return scope, around
 
 
 def scope_here() -> Scope:
@@ -136,7 +151,8 @@ def scope_here() -> Scope:
 
 def open_scope_of_thread(permit: Permit) -> None:
     """Have the calling thread run under a permit that a task took for it."""
-    scope = Scope(None, None)
+    around = scope_var.get()
+    scope = Scope(None, None, around.served if around is not None else None)
     scope.innermost = permit
     scope_var.set(scope)
 

@@ -140,7 +140,9 @@ class Statistics:
         """Count the fresh."""
         fresh = self.fresh
         tickets = [fresh.popleft() for _ in range(len(fresh))]
-        holds = [ticket.ended - ticket.granted for ticket in tickets]
+        # A grant is dated at least a microsecond after the one before, so it may come after its end; what
+        # took place took a tick at least, as a mean of 0 says that none was seen.
+        holds = [max(1, ticket.ended - ticket.granted) for ticket in tickets]
         self._ended += len(tickets)
         self.holds.extend(holds)
         self.waits.extend([ticket.granted - ticket.arrival for ticket in tickets])

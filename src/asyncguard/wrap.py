@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 
 from asyncguard.checks import check_choice
 from asyncguard.keys import as_key
-from asyncguard.permit import Hold, exchange, open_scope_of_thread
+from asyncguard.permit import Hold, open_scope_of_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     KeySource = str | Callable[..., Key]
     """The name of a parameter, or what computes the key from the arguments."""
 
-_exchange = exchange.get
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -94,9 +93,9 @@ def _returned(func: Callable[..., Any], result: Any, permit: Permit, hold: Hold)
     """Return what the function did, and see to a permit that should outlive it."""
     if isinstance(result, _GENERATORS):
         raise TypeError(_GENERATOR.format(func))
-    served = _exchange()
-    if served is not None:
-        served.take_over(permit, hold, result)
+    scope = permit.scope
+    if scope is not None and scope.served is not None:
+        scope.served.take_over(permit, hold, result)
     return result
 
 

@@ -36,8 +36,8 @@ class Distant(Proxy):
     places: dict[str, MemoryBackend] = {}  # noqa: RUF012 - it is what all of them share
 
     def __init__(self, clock: Clock, namespace: str) -> None:
-        self.place = self.places.setdefault(namespace, MemoryBackend(clock))
-        super().__init__(self.place)
+        self.common = self.places.setdefault(namespace, MemoryBackend(clock))
+        super().__init__(self.common)
         self.left: set[int | str] = set()
         """Tickets that left before they had entered."""
         self.under_way: set[int | str] = set()
@@ -64,9 +64,9 @@ class Distant(Proxy):
             ticket.notify()
 
     def declare(self, declaration: Declaration) -> None:
-        admission = self.place._admissions.get(declaration.name)
+        admission = self.common._admissions.get(declaration.name)
         if admission is not None and declaration.rules.revision > admission.rules.revision:
-            self.place.redeclare(declaration)
+            self.common.redeclare(declaration)
 
     def waits(self, ticket: Ticket) -> None:
         """The deliverer has said so."""

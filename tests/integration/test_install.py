@@ -22,7 +22,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from asyncguard import AsyncGuard, Guard, GuardError, Refused, WouldDeadlock, current_permit
 from asyncguard.http.fastapi import RESPONSES
-from asyncguard.permit import exchange
+from asyncguard.permit import scope_var
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -294,9 +294,12 @@ async def test_what_comes_after_the_response_is_not_timed(ag: AsyncGuard, guard:
 
 async def test_no_exchange_is_left_behind(ag: AsyncGuard, guard: Guard) -> None:
     app = guarded_app(ag, guard)
-    async with client_of(app) as client:
+    async with guard.permit(key="around"), client_of(app) as client:
+        around = scope_var.get()
         await client.get("/")
-    assert exchange.get() is None
+        assert scope_var.get() is around
+        assert around is not None
+        assert around.served is None
 
 
 # --- the application stays what it was ----------------------------------------------------------

@@ -92,7 +92,7 @@ async def test_what_is_no_preference_is_ignored(client: httpx.AsyncClient, prefe
     response = await ask(client, prefer, ahead=1)
     assert response.status_code == 200
     assert "preference-applied" not in response.headers
-    assert response.headers["vary"] == "Prefer"
+    assert "vary" not in response.headers
 
 
 async def test_where_no_guard_asks_nothing_is_applied(client: httpx.AsyncClient) -> None:
@@ -123,5 +123,5 @@ async def test_where_no_guard_asks_nothing_is_applied(client: httpx.AsyncClient)
     ],
 )
 def test_the_first_of_many_counts(fields: list[str], seconds: float | None) -> None:
-    headers = [(b"Prefer", field.encode()) for field in fields]
+    headers = [(b"prefer", field.encode()) for field in fields]
     assert preferred_wait([(b"host", b"test"), *headers]) == seconds

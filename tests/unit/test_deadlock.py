@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from asyncguard import AsyncGuard, WaitTimeout, WouldDeadlock
+from asyncguard import AsyncGuard, Guard, WaitTimeout, WouldDeadlock
 
 
 async def test_a_task_that_asks_for_what_it_holds_is_told(hub: AsyncGuard) -> None:
@@ -107,3 +107,24 @@ async def test_a_child_that_is_awaited_is_saved_by_the_time_limit(hub: AsyncGuar
     async with guard:
         with pytest.raises(WaitTimeout):
             await asyncio.create_task(child())
+
+
+async def test_guards_of_two_asyncguards_share_nothing_but_a_name(hub: AsyncGuard) -> None:
+    ours, theirs = hub.guard("report"), AsyncGuard().guard("report")
+    async with theirs:
+        permit = await ours.acquire()
+        waiting = asyncio.create_task(ours.acquire(timeout=1))
+        await asyncio.sleep(0)
+        await permit.release()
+        await (await waiting).release()
+    async with ours:
+        blocker = asyncio.create_task(_hold(theirs, 0.05))
+        await asyncio.sleep(0)
+        async with theirs:
+            pass
+        await blocker
+
+
+async def _hold(guard: Guard, seconds: float) -> None:
+    async with guard:
+        await asyncio.sleep(seconds)

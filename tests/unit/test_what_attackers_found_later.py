@@ -282,3 +282,16 @@ async def test_ids_are_text(ticket_id: Any, hub: AsyncGuard) -> None:
 async def test_keys_that_are_none(key: Any, hub: AsyncGuard) -> None:
     with pytest.raises((TypeError, ValueError), match="key"):
         hub.guard("report").permit(key=key)
+
+
+def test_work_of_no_time_takes_none_in_the_statistics() -> None:
+    # Grants are dated at least a microsecond apart, and so some come after the end of their work.
+    bench = Bench(limit=2)
+    for _ in range(50):
+        pair = [bench.enter(), bench.enter()]
+        for ticket in pair:
+            bench.partition.leave(ticket, bench.now)
+    statistics = bench.partition.statistics
+    statistics.digest()
+    assert min(statistics.holds) == 1
+    assert statistics.can_estimate

@@ -51,6 +51,7 @@ class MemoryBackend:
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
+        self.place = object()
         self._now = clock.now
         self._ids = itertools.count(1)
         self._admissions: dict[str, Admission] = {}

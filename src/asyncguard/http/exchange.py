@@ -6,14 +6,18 @@ import asyncio
 import contextlib
 import functools
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import quote
 
+from asyncguard.clock import TICKS
 from asyncguard.errors import ClientLeft
 from asyncguard.http.inbox import Inbox
-from asyncguard.permit import Scope as ScopeOfTask
+from asyncguard.permit import open_scope_of_exchange, scope_var
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Iterable, Sequence
+
     from asyncguard.http import OnDisconnect
     from asyncguard.http.asgi import Message, Receive, Scope, Send
     from asyncguard.permit import Hold, Permit
@@ -22,38 +26,73 @@ _QUOTABLE: Final = " !#$%&'()*+,/:;<=>?@[]^`{|}"
 """What may stand in a quoted string as it is, besides letters, digits and `_.-~`."""
 _NAME: Final = "asyncguard.exchange"
 _NO_BODY: Final = (204, 304)
+_NOTHING: Final = (0, 0)
+_MILLISECONDS: Final = 1000 / TICKS
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What whoever serves the request was told of exchanges; see `asyncguard.http.Installation`."""
+
+    on_disconnect: OnDisconnect
+    send_timeout: float
 
 
 @final
 class Exchange:
-    """Watches the client while a ticket waits, and holds permits for as long as they should be."""
+    """Watches the client while a ticket waits, and holds permits for as long as they should be.
 
-    def __init__(
-        self, scope: Scope, receive: Receive, send: Send, *, on_disconnect: OnDisconnect, send_timeout: float
-    ) -> None:
-        self.inbox = Inbox(receive, self._client_left)
-        self._scope = scope
+    Most requests wait for nothing, and hold nothing beyond their handlers: what only others need is
+    made when it is needed.
+    """
+
+    __slots__ = (
+        "_around",
+        "_has_started",
+        "_inbox",
+        "_is_http",
+        "_kept",
+        "_owner",
+        "_preferred",
+        "_receive",
+        "_request",
+        "_send",
+        "_settings",
+        "_taken_over",
+        "_unread",
+        "_untold",
+        "_waiting",
+        "_working",
+        "is_open",
+    )
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
+        self._request = scope
+        self._receive = receive
         self._send = send
-        self._cancels = on_disconnect == "cancel"
-        self._send_timeout = send_timeout
-        self._owner = ScopeOfTask(asyncio.current_task(), asyncio.get_running_loop())
-        """Whose work ends when a permit that outlives its handler is lost."""
+        self._settings = settings
+        self._is_http = scope["type"] == "http"
         self.is_open = True
         """Whether the response may still change; what is taken afterwards is no business of the client."""
-        self._waiting: set[Permit] = set()
-        self._working: list[Permit] = []
-        """Permits whose work ends when the client leaves."""
-        self._kept: list[tuple[Permit, Hold]] = []
-        """Permits that end with the response, if their blocks don't end before."""
-        self._taken_over: set[Permit] = set()
-        """Those of them whose blocks have ended."""
-        self._has_started = scope["type"] != "http"
+        self._has_started = not self._is_http
         """Whether no header can tell of anything any more."""
-        self._untold: list[Permit] = []
-        """Permits that no header has told of."""
+        self._unread = self._is_http
+        """Whether no guard has asked yet how long the client is prepared to wait."""
         self._preferred: float | None = None
-        """Seconds that the client is prepared to wait for its answer, once a guard has asked."""
-        self._has_asked = False
+        """How many seconds that is."""
+        self._inbox: Inbox | None = None
+        self._untold: tuple[Permit, ...] = ()
+        """Permits that no header has told of."""
+        self._waiting: tuple[Permit, ...] = ()
+        self._working: tuple[Permit, ...] = ()
+        """Permits whose work ends when the client leaves."""
+        self._kept: tuple[tuple[Permit, Hold], ...] = ()
+        """Permits that end with the response, if their blocks don't end before."""
+        self._taken_over: tuple[Permit, ...] = ()
+        """Those of them whose blocks have ended."""
+        self._owner, self._around = open_scope_of_exchange(self)
+        """Whose work ends when a permit that outlives its handler is lost, and what it did before."""
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange | None:
@@ -66,10 +105,9 @@ class Exchange:
     @property
     def within(self) -> float | None:
         """Seconds within which the client wants its answer (RFC 7240, `Prefer: wait=10`); None: whenever."""
-        if not self._has_asked:
-            self._has_asked = True
-            if self._scope["type"] == "http":
-                self._preferred = preferred_wait(self._scope.get("headers", ()))
+        if self._unread:
+            self._unread = False
+            self._preferred = preferred_wait(self._request.get("headers", ()))
         return self._preferred
 
     def wait_begins(self, permit: Permit) -> None:
@@ -78,12 +116,13 @@ class Exchange:
         Raises:
             ClientLeft: it has left already.
         """
-        if asyncio.get_running_loop() is not self._owner.loop:
+        if not self._is_here():
             return
-        self._waiting.add(permit)
-        if self.inbox.has_left:
+        self._waiting = (*self._waiting, permit)
+        inbox = self._open_inbox()
+        if inbox.has_left:
             raise ClientLeft
-        self.inbox.watch()
+        inbox.watch()
 
     def wait_ends(self, permit: Permit) -> None:
         """Stop to watch it, if nothing else waits.
@@ -93,39 +132,44 @@ class Exchange:
         """
         if permit not in self._waiting:
             return
-        self._waiting.discard(permit)
+        self._waiting = tuple(other for other in self._waiting if other is not permit)
+        inbox = self._open_inbox()
         if not self._waiting and not self._working:
-            self.inbox.unwatch()
-        if self.inbox.has_left and self.is_open:
+            inbox.unwatch()
+        if inbox.has_left and self.is_open:
             raise ClientLeft
 
     def granted(self, permit: Permit) -> None:
         """Note a permit, for as long as the response's headers can still tell of it."""
         if not self._has_started:
-            self._untold.append(permit)
-        if self._cancels and asyncio.get_running_loop() is self._owner.loop:
+            self._untold = (*self._untold, permit)
+        if self._settings.on_disconnect == "cancel" and self._is_here():
             # A WebSocket may take one for each message, so those that have ended are let go.
-            self._working = [*(other for other in self._working if other.state == "held"), permit]
-            self.inbox.watch()
+            self._working = (*(other for other in self._working if other.state == "held"), permit)
+            self._open_inbox().watch()
+
+    def _is_here(self) -> bool:
+        """Whether this is the loop that serves the request, and not one of a thread's own."""
+        return asyncio.get_running_loop() is self._owner.loop
 
     def keep(self, permit: Permit, hold: Hold) -> None:
         """End a permit with the response, which is before its block ends."""
-        if self.is_open and self._scope["type"] == "http":
-            self._kept.append((permit, hold))
+        if self.is_open and self._is_http:
+            self._kept = (*self._kept, (permit, hold))
 
     def take_over(self, permit: Permit, hold: Hold, response: object) -> None:
         """Hold the handler's permit for longer, if that is what `hold` means for what it returned."""
         if hold == "auto":
             kind: Any = type(response)
             hold = "body" if _is_stream(kind) else "handler"
-        if hold == "handler" or not self.is_open or self._scope["type"] != "http":
+        if hold == "handler" or not self.is_open or not self._is_http:
             return
-        self._taken_over.add(permit)
-        self._kept.append((permit, hold))
+        self._taken_over = (*self._taken_over, permit)
+        self._kept = (*self._kept, (permit, hold))
         permit.pass_to(self._owner)
 
     def _client_left(self) -> None:
-        for permit in list(self._waiting):
+        for permit in self._waiting:
             permit.break_off(ClientLeft())
         for permit in self._working:
             if permit.state == "held":
@@ -135,7 +179,16 @@ class Exchange:
 
     def register(self) -> Scope:
         """Make the scope in which whoever is further in finds this exchange."""
-        return {**self._scope, _NAME: self}
+        return {**self._request, _NAME: self}
+
+    def receive(self) -> Awaitable[Message]:
+        """Be what the application asks."""
+        return self._open_inbox().receive()
+
+    def _open_inbox(self) -> Inbox:
+        if self._inbox is None:
+            self._inbox = Inbox(self._receive, self._client_left)
+        return self._inbox
 
     def tell(self, message: Message) -> Message:
         """Add to the start of a response what is to be told of the permits taken until now."""
@@ -143,55 +196,54 @@ class Exchange:
             return message
         headers = [*message.get("headers", ())]
         if self._untold:
-            headers.append((b"server-timing", server_timing(self._untold).encode()))
-            self._untold = []
+            headers.append((b"server-timing", server_timing(self._untold)))
+            self._untold = ()
         if self._preferred is not None:
-            headers.append((b"preference-applied", f"wait={self._preferred:.0f}".encode()))
+            headers.append((b"preference-applied", b"wait=%d" % self._preferred))
+            if not any(name.lower() == b"vary" and b"refer" in value for name, value in headers):
+                headers.append((b"vary", b"Prefer"))
             self._preferred = None
-        if self._has_asked and not any(
-            name.lower() == b"vary" and b"refer" in value for name, value in headers
-        ):
-            headers.append((b"vary", b"Prefer"))
         return {**message, "headers": headers}
 
-    async def send(self, message: Message) -> None:
-        """Send to the client, and end what ends with what was sent.
+    def send(self, message: Message) -> Awaitable[None]:
+        """Send to the client, and end what ends with what is sent.
 
-        Raises:
+        Raises, once it is awaited:
             TimeoutError: the client didn't read on.
         """
         kind = message["type"]
+        if self._kept:
+            return self._send_and_release(kind, message)
         if kind == "http.response.start":
             self._has_started = True
-        if self._kept:
-            if kind == "http.response.start":
-                self._release("handler")
-                if not _has_open_end(message):
-                    self._release("auto")
-            await self._send_in_time(message)
-        else:
-            await self._send(message)
-        if kind in _ENDS and not message.get("more_body", False):
+        elif kind in _ENDS and not message.get("more_body", False):
             self.close()
+        return self._send(message)
 
-    async def _send_in_time(self, message: Message) -> None:
+    async def _send_and_release(self, kind: str, message: Message) -> None:
+        if kind == "http.response.start":
+            self._has_started = True
+            self._release("handler")
+            if not _has_open_end(message):
+                self._release("auto")
+        seconds = self._settings.send_timeout
         try:
-            async with asyncio.timeout(self._send_timeout):
+            async with asyncio.timeout(seconds):
                 await self._send(message)
         except TimeoutError:
             raise TimeoutError(
-                f"the client did not read on for {self._send_timeout:g} s (send_timeout), so its response is "
-                "cut off and the permit passes on"
+                f"the client did not read on for {seconds:g} s (send_timeout), so its response is cut off "
+                "and the permit passes on"
             ) from None
+        if kind in _ENDS and not message.get("more_body", False):
+            self.close()
 
     def _release(self, *holds: Hold, error: BaseException | None = None) -> None:
-        if not self._kept:
-            return
         with contextlib.ExitStack() as stack:  # all of them, even if one was lost and says so
             for permit, hold in self._kept:
                 if hold in holds:
                     stack.callback(self._end, permit, error)
-            self._kept = [kept for kept in self._kept if kept[1] not in holds]
+            self._kept = tuple(kept for kept in self._kept if kept[1] not in holds)
 
     def _end(self, permit: Permit, error: BaseException | None) -> None:
         if permit in self._taken_over:
@@ -201,9 +253,12 @@ class Exchange:
 
     def close(self) -> None:
         """End what ends with the response."""
-        self._untie()
-        self.inbox.unwatch()
-        self._release("auto", "handler", "body")
+        self.is_open = False
+        if self._inbox is not None:
+            self._waiting = self._working = ()
+            self._inbox.unwatch()
+        if self._kept:
+            self._release("auto", "handler", "body")
 
     def end(self, error: BaseException | None) -> None:
         """End the rest, as the application has ended.
@@ -211,15 +266,14 @@ class Exchange:
         Raises:
             PermitLost: it was interrupted, as a permit was lost.
         """
-        self._untie()
-        self.inbox.close()
-        self._release("auto", "handler", "body", "background", error=error)
-
-    def _untie(self) -> None:
-        """Have nothing that is still under way depend on the client."""
         self.is_open = False
-        self._waiting.clear()
-        self._working.clear()
+        self._owner.served = None
+        scope_var.set(self._around)
+        if self._inbox is not None:
+            self._waiting = self._working = ()
+            self._inbox.close()
+        if self._kept:
+            self._release("auto", "handler", "body", "background", error=error)
 
 
 _ENDS: Final = (
@@ -250,10 +304,13 @@ _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 _WAIT: Final = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
 
-def preferred_wait(headers: Any) -> float | None:
-    """Read `Prefer: wait=SECONDS` (RFC 7240); None where it isn't there, or isn't what it should be."""
+def preferred_wait(headers: Iterable[tuple[bytes, bytes]]) -> float | None:
+    """Read `Prefer: wait=SECONDS` (RFC 7240); None where it isn't there, or isn't what it should be.
+
+    The names are in lower case, as ASGI has them.
+    """
     for name, value in headers:
-        if name.lower() == b"prefer":
+        if name == b"prefer":
             for preference in _PREFERENCE.findall(value.decode("latin-1")):
                 preferred = preference.partition("=")[0].partition(";")[0].strip().lower()
                 if preferred == "wait":  # the first counts, whatever follows
@@ -262,21 +319,29 @@ def preferred_wait(headers: Any) -> float | None:
     return None
 
 
-def server_timing(permits: list[Permit]) -> str:
+def server_timing(permits: Sequence[Permit]) -> bytes:
     """Write a Server-Timing value: for each guard, milliseconds queued and worked until now.
 
     A guard that was taken more than once has one pair of entries with the sums.
     """
-    sums: dict[str, tuple[float, float]] = {}
+    sums: dict[str, tuple[int, int]] = {}
     for permit in permits:
-        waited, held = sums.get(permit.guard, (0.0, 0.0))
-        sums[permit.guard] = (waited + permit.waited, held + permit.held)
-    return ", ".join(
-        f'queue;desc="{_quotable(guard)}";dur={waited * 1000:.1f}, work;dur={held * 1000:.1f}'
-        for guard, (waited, held) in sums.items()
+        guard = permit.terms.guard.name
+        until = permit.backend.clock.now() if permit.state == "held" else permit.ended
+        waited, held = sums.get(guard, _NOTHING)
+        sums[guard] = (
+            waited + max(0, permit.granted - permit.arrival),
+            held + max(0, until - permit.granted),
+        )
+    return b", ".join(
+        [
+            b'queue;desc="%b";dur=%.1f, work;dur=%.1f'
+            % (_quotable(guard), waited * _MILLISECONDS, held * _MILLISECONDS)
+            for guard, (waited, held) in sums.items()
+        ]
     )
 
 
 @functools.lru_cache
-def _quotable(name: str) -> str:
-    return quote(name, _QUOTABLE)
+def _quotable(name: str) -> bytes:
+    return quote(name, _QUOTABLE).encode()

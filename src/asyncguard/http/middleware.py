@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Final, Literal, Unpack, final
 from asyncguard.checks import check_choice, check_number
 from asyncguard.errors import ClientLeft
 from asyncguard.http import Expose, OnDisconnect
-from asyncguard.http.exchange import Exchange
+from asyncguard.http.exchange import Exchange, Settings
 from asyncguard.http.problems import ANSWERED, Problem, check_problems, problem
 from asyncguard.http.requirement import Requirement
-from asyncguard.permit import Hold, exchange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from asyncguard.guard import Demand, Guard
     from asyncguard.http.asgi import ASGIApp, Message, Receive, Scope, Send
     from asyncguard.http.sources import Source
+    from asyncguard.permit import Hold
 
 _TRY_AGAIN_LATER: Final = 1013
 """The code of a WebSocket's close that says so."""
@@ -57,8 +57,7 @@ class ExchangeMiddleware:
     ) -> None:
         check_choice("on_disconnect", on_disconnect, OnDisconnect)
         check_choice("expose", expose, Expose)
-        self._on_disconnect: OnDisconnect = on_disconnect
-        self._send_timeout = check_number("send_timeout", send_timeout, above=True)
+        self._settings = Settings(on_disconnect, check_number("send_timeout", send_timeout, above=True))
         self._problem = functools.partial(problem, expose=expose, problems=check_problems(problems))
         # Of two with nothing in between, as `install` may come to, one is enough.
         self.app: ASGIApp = app.app if isinstance(app, ExchangeMiddleware) else app
@@ -69,29 +68,14 @@ class ExchangeMiddleware:
         if make is None:
             await self.app(scope, receive, send)
             return
-        served = Exchange.of(scope)
-        if served is not None:
-            await self._answer_for(make(scope, served.tell, send), scope, receive)
-            return
-        served = Exchange(
-            scope, receive, send, on_disconnect=self._on_disconnect, send_timeout=self._send_timeout
-        )
-        before = exchange.set(served)
-        try:
-            await self._answer_for(
-                make(scope, served.tell, served.send), served.register(), served.inbox.receive, served
-            )
-        finally:
-            exchange.reset(before)
-
-    async def _answer_for(
-        self,
-        reply: HTTPReply | WebSocketReply,
-        scope: Scope,
-        receive: Receive,
-        served: Exchange | None = None,
-    ) -> None:
-        """Run the application, and answer for what its guards raise."""
+        further_out = Exchange.of(scope)
+        if further_out is not None:
+            served = None
+            reply = make(scope, further_out.tell, send)
+        else:
+            served = Exchange(scope, receive, send, self._settings)
+            reply = make(scope, served.tell, served.send)
+            scope, receive = served.register(), served.receive
         try:
             try:
                 await self.app(scope, receive, reply.send)
@@ -189,7 +173,7 @@ class HTTPReply:
         self.held_back: list[Message] = []
         """What the application sent and may not have meant."""
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Send on what the application sends, and tell what was waited for.
 
         An application that is mounted in this one answers every error it doesn't know with a 500, and
@@ -198,12 +182,12 @@ class HTTPReply:
         if message["type"] == "http.response.start":
             if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(sys.exception(), _CAUGHT):
                 self.held_back.append(message)
-                return
+                return _nothing()
             message = self._start(message)
         elif self.held_back:
             self.held_back.append(message)
-            return
-        await self._send(message)
+            return _nothing()
+        return self._send(message)
 
     def _start(self, message: Message) -> Message:
         self.can_answer = False
@@ -243,13 +227,13 @@ class WebSocketReply:
         self._can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         self._state: Literal["connecting", "open", "closed"] = "connecting"
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         """Send on what the application sends."""
         if message["type"] == "websocket.accept":
             self._state = "open"
         elif message["type"] != "websocket.send":
             self._state = "closed"
-        await self._send(message)
+        return self._send(message)
 
     @property
     def can_answer(self) -> bool:
@@ -271,6 +255,10 @@ class WebSocketReply:
 
     async def finish(self) -> None:
         """Do nothing: nothing is ever held back."""
+
+
+async def _nothing() -> None:
+    """Be awaited in place of what is held back."""
 
 
 _REPLIES: Final[dict[str, type[HTTPReply | WebSocketReply]]] = {

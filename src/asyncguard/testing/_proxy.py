@@ -22,6 +22,7 @@ class Proxy:
         self.clock = behind.clock
         self.owner = behind.owner
         self.lease = behind.lease
+        self.place = behind.place
         self.assumptions = behind.assumptions
 
     def new_id(self) -> int | str:
