@@ -37,12 +37,13 @@ def check_number(name: str, value: Any, *, above: bool = False, finite: bool = F
     """
     if not isinstance(value, int | float) or isinstance(value, bool):
         raise TypeError(f"{name}: expected a number, got {value!r}")
-    if value > MOST and value != math.inf:
-        raise ValueError(f"{name}: expected at most {MOST:,} (or infinity), got more")
+    if value > MOST and (finite or value != math.inf):
+        most = f"{MOST:,}" if finite else f"{MOST:,} (or infinity)"
+        raise ValueError(
+            f"{name}: expected at most {most}, got {'infinity' if value == math.inf else 'more'}"
+        )
     if math.isnan(value) or value < 0 or (above and value == 0):
         raise ValueError(f"{name}: expected {'more than 0' if above else '0 or more'}, got {value}")
-    if finite and math.isinf(value):
-        raise ValueError(f"{name}: expected a finite number, got {value}")
     return float(value)
 
 

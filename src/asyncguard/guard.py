@@ -316,7 +316,9 @@ class Guard:
                 "this backend can't be asked without waiting for it: use `await guard.acquire(timeout=0)`"
             )
         if permit.state == "new":
-            raise WouldBlock(f"no permit of {self!r} is free right now: `await acquire()` waits for one")
+            raise WouldBlock(
+                f"no permit of {self!r} can be granted right now: `await acquire()` waits for one"
+            )
         if audience is not None:
             audience.hear_it_entered(permit)
         if permit.state == "refused":
@@ -595,12 +597,14 @@ class Guard:
         rules = self.options.rules
         outlook: Outlook | None = getattr(permit, "outlook", None)
         wait = None if outlook is None or outlook.wait is None else outlook.wait / TICKS
+        if reason == "too_large":  # what others would wait is no news for who can't be served
+            wait = None
         patience = permit.terms.patience
         prepared = "for ever" if patience is None else f"{patience / TICKS:g} s"
         about = {
             "full": f"the queue is full (max_waiting={rules.max_waiting})",
             "hopeless": f"the wait would be longer than the {prepared} that the call is prepared to wait",
-            "timeout": f"no permit came free within the {prepared} that the call was prepared to wait",
+            "timeout": f"no permit was granted within the {prepared} that the call was prepared to wait",
             "too_large": f"the ticket asks for {permit.terms.permits} permits, more than the limit is now",
             "paused": "an operator paused it",
             "draining": "this process is shutting down; ask another one",

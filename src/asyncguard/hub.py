@@ -68,6 +68,10 @@ class AsyncGuard:
     ) -> None:
         self.namespace = as_name(namespace, "namespace")
         self.revision = check_whole("revision", revision, least=0)
+        if clock is not None and not callable(getattr(clock, "call_later", None)):
+            raise TypeError(
+                f"clock: expected one such as asyncguard.testing.ManualClock(), or None, got {clock!r}"
+            )
         self.clock = clock or SystemClock()
         if backend is not None and url is not None:
             raise ValueError(f"backend: expected none beside the URL {url!r}, which names one too")

@@ -37,12 +37,17 @@ class Rate:
     burst: int = 1
 
     def __post_init__(self) -> None:
-        numbers = (self.n, self.burst, self.per)
-        whole = isinstance(self.n, int) and isinstance(self.burst, int)
-        if not whole or not isinstance(self.per, int | float) or any(isinstance(n, bool) for n in numbers):
-            raise TypeError(f"rate: expected whole numbers n and burst, and per in seconds, got {self}")
-        if not (1 <= self.n <= _LONGEST and 1 <= self.burst <= _LONGEST and 0 < self.per <= _LONGEST):
-            raise ValueError("rate: expected 1 <= n <= 1e9, 0 < per <= 1e9 seconds and 1 <= burst <= 1e9")
+        for name, value in (("n", self.n), ("burst", self.burst)):
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"rate: expected {name} to be a whole number, got {value!r}")
+            if not 1 <= value <= _LONGEST:
+                raise ValueError(f"rate: expected {name} to be from 1 to 1e9, got {_shown(value)}")
+        if not isinstance(self.per, int | float) or isinstance(self.per, bool):
+            raise TypeError(f"rate: expected per to be a number of seconds, got {self.per!r}")
+        if not 0 < self.per <= _LONGEST:
+            raise ValueError(
+                f"rate: expected per to be above 0 and at most 1e9 seconds, got {_shown(self.per)}"
+            )
 
     @property
     def interval(self) -> int:
@@ -53,6 +58,13 @@ class Rate:
     def tolerance(self) -> int:
         """Ticks by which grants may run ahead of the pace."""
         return (self.burst - 1) * self.interval
+
+
+def _shown(value: float) -> str:
+    """Write a number, but none that takes pages."""
+    if isinstance(value, float) or abs(value) <= _LONGEST:
+        return repr(value)
+    return "more" if value > 0 else "less"
 
 
 @final

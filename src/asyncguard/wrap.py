@@ -115,6 +115,21 @@ _GENERATOR = (
 )
 
 
+def _computing(source: Callable[..., Key], what: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
+    if _is_async(source):
+        raise TypeError(f"{what}: expected a plain function, got the coroutine function {source!r}")
+
+    def compute(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
+        try:
+            key = source(*args, **kwargs)
+        except Exception as error:
+            error.add_note(f"raised by {what}, which is called with the arguments of the call")
+            raise
+        return as_key(key, f"{what}, as computed")
+
+    return compute
+
+
 def _check_function(func: Any) -> None:
     if isinstance(func, staticmethod | classmethod):
         kind = type(func).__name__
@@ -137,10 +152,10 @@ def _key_reader(
     Raises:
         ValueError: no parameter goes by the name.
     """
-    if not isinstance(source, str):
-        return lambda args, kwargs: as_key(source(*args, **kwargs), "key (as computed)")
-    signature = inspect.signature(func)
     name = getattr(func, "__qualname__", repr(func))
+    if not isinstance(source, str):
+        return _computing(source, f"key= of {name}()")
+    signature = inspect.signature(func)
     parameter = signature.parameters.get(source)
     if parameter is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
         parameters = ", ".join(signature.parameters) or "none"

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import enum
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from asyncguard import AsyncGuard, Rate
+from asyncguard.testing import force_lost
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 INF = float("inf")
 NAN = float("nan")
@@ -197,3 +202,48 @@ def test_an_unknown_scheme_in_the_environment_is_told_at_the_first_use(
     guard = AsyncGuard().guard("report")
     with pytest.raises(ValueError, match="ASYNCGUARD_URL"):
         guard.acquire_nowait()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Rate(10, per=0), "per to be above 0 and at most 1e9 seconds, got 0"),
+        (lambda: Rate(10, per=float("nan")), "per .* got nan"),
+        (lambda: Rate(0, per=1), "n to be from 1 to 1e9, got 0"),
+        (lambda: Rate(1, per=1, burst=10**5000), "burst to be from 1 to 1e9, got more"),
+        (
+            lambda: AsyncGuard().guard("report").permit(priority=float("inf")),
+            "at most 1,000,000,000, got inf",
+        ),
+        (lambda: AsyncGuard().guard("report").permit(priority=1e12), "at most 1,000,000,000, got more"),
+    ],
+)
+def test_what_is_out_of_bounds_is_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_clock_is_one() -> None:
+    with pytest.raises(TypeError, match="ManualClock"):
+        AsyncGuard(clock=time.monotonic)  # type: ignore[arg-type]
+
+
+async def test_only_a_permit_can_be_lost(hub: AsyncGuard) -> None:
+    with pytest.raises(TypeError, match="expected the Permit"):
+        force_lost(hub.guard("report"))  # type: ignore[arg-type]
+
+
+async def test_a_key_function_is_named_when_it_fails(hub: AsyncGuard) -> None:
+    @hub.guard("report")(key=lambda: "a")
+    async def build(account: int) -> None:
+        pytest.fail(str(account))
+
+    with pytest.raises(TypeError, match="positional argument") as caught:
+        await build(1)
+    assert "build(), which is called with" in caught.value.__notes__[0]
+
+    async def asynchronous(account: int) -> str:
+        return str(account)
+
+    with pytest.raises(TypeError, match="expected a plain function"):
+        hub.guard("report")(key=asynchronous)(build)  # type: ignore[arg-type]

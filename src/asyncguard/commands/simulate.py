@@ -209,9 +209,15 @@ def _rate(option: str, text: str) -> Rate:
     grants, _, times = text.partition("/")
     seconds, _, burst = times.partition(":")
     try:
-        return Rate(int(grants), float(seconds), int(burst or "1"))
+        numbers = int(grants), float(seconds), int(burst or "1")
     except ValueError:
-        raise ValueError(f"{option}: expected N/SECONDS[:BURST], as in 10/60:2, got {text!r}") from None
+        raise ValueError(
+            f"{option}: expected N/SECONDS[:BURST] with whole N and BURST, as in 10/60:2, got {text!r}"
+        ) from None
+    try:
+        return Rate(*numbers)
+    except ValueError as error:
+        raise ValueError(f"{option}: {str(error).removeprefix('rate: ')}") from None
 
 
 def _tenants(texts: list[str]) -> dict[str, tuple[float, float]]:

@@ -12,6 +12,7 @@ from asyncguard import hub
 from asyncguard.checks import check_number
 from asyncguard.clock import TICKS
 from asyncguard.keys import as_name
+from asyncguard.permit import Permit
 from asyncguard.testing._proxy import Proxy
 from asyncguard.ticket import Outlook
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
     from asyncguard.backends import Backend
     from asyncguard.hub import AsyncGuard
-    from asyncguard.permit import Permit
     from asyncguard.ticket import Ticket
 
 
@@ -57,8 +57,11 @@ def force_lost(permit: Permit) -> None:
     by hand, or of a guard with `on_lost="notify"`, only finds `permit.lost` set.
 
     Raises:
-        ValueError: the permit isn't held.
+        TypeError: it isn't a permit.
+        ValueError: it isn't held.
     """
+    if not isinstance(permit, Permit):
+        raise TypeError(f"permit: expected the Permit that a block or acquire() gave, got {permit!r}")
     known = permit._real
     if known.state != "held":
         raise ValueError(f"permit: expected one that is held, got {permit!r}")
