@@ -64,7 +64,7 @@ class Demand(TypedDict, total=False):
     permits: int | Literal["all"]
     """How many permits to take, 1 unless said; `ALL`: every one, whatever the limit is or becomes."""
     priority: float
-    """A head start in seconds: it overtakes what came less than so long before it."""
+    """A head start in seconds: the ticket is queued as if it had come so much earlier."""
     share: float
     """What the tenant should get in proportion to others, 1 unless said."""
     label: str
