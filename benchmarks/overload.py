@@ -32,6 +32,7 @@ _VARIANTS = {
     "AsyncGuard, Prefer": b"Prefer: wait=1\r\n",
 }
 PICTURE = Path(__file__).parent / "results" / "overload.svg"
+"""Drawn by each run; the README shows a copy, docs/overload.svg."""
 
 
 @dataclass

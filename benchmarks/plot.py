@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 mpl.rcParams["svg.hashsalt"] = "asyncguard"  # so that equal runs draw equal files
+mpl.rcParams["svg.fonttype"] = "none"
 
 
 def draw_goodput(answered: dict[str, list[float]], seconds: int, capacity: float, path: Path) -> None:

@@ -22,7 +22,9 @@ def serving(variant: str, seconds: float = 0.0) -> Iterator[int]:
     """Serve a variant whose work takes so many seconds, and say on which port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    options = f"--port {port} --backlog 4096 --no-access-log --log-level error --timeout-graceful-shutdown 1"
+    options = (
+        f"--port {port} --backlog 4096 --no-access-log --timeout-graceful-shutdown 1 --log-level critical"
+    )
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "uvicorn", "benchmarks.served:app", *options.split()],
         env={**os.environ, "VARIANT": variant, "SECONDS": str(seconds)},

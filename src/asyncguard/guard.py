@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import math
 from asyncio import Future
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, final, overload
 
 from asyncguard.admission import KEEP
 from asyncguard.checks import check_number, check_share, check_text, check_whole
@@ -668,9 +668,13 @@ def as_ticks(seconds: float | None) -> int | None:
     return None if seconds is None or math.isinf(seconds) else round(seconds * TICKS)
 
 
+_SEEN: Final = 0.95
+"""The part of a client's time that is spent under the guard; the rest is left for the way there and back."""
+
+
 def within(terms: Terms, seconds: float) -> Terms:
-    """Make the terms of a call that wants to be done, work included, within so many seconds."""
-    ticks = round(seconds * TICKS)
+    """Make the terms of a call whose client wants its answer within so many seconds."""
+    ticks = round(seconds * _SEEN * TICKS)
     patience = ticks if terms.patience is None else min(ticks, terms.patience)
     return dataclasses.replace(terms, patience=patience, within=ticks)
 

@@ -122,8 +122,8 @@ scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=Non
 def open_scope() -> Scope:
     """Begin the scope of the running task, which serves what the task serves that started it."""
     around = scope_var.get()
-    served = around.served if around is not None else None
-    scope = Scope(current_task(), asyncio.get_running_loop(), served)
+    loop = asyncio.get_running_loop()
+    scope = Scope(current_task(loop), loop, around.served if around is not None else None)
     scope_var.set(scope)
     return scope
 
@@ -131,7 +131,8 @@ def open_scope() -> Scope:
 def open_scope_of_exchange(served: Exchange) -> tuple[Scope, Scope | None]:
     """Begin a scope of the running task in which it serves a request; and find the one around it."""
     around = scope_var.get()
-    scope = Scope(current_task(), asyncio.get_running_loop(), served)
+    loop = asyncio.get_running_loop()
+    scope = Scope(current_task(loop), loop, served)
     if around is not None and around.task() is scope.task():
         scope.innermost = around.innermost  # the request is made in process
     scope_var.set(scope)

@@ -82,7 +82,7 @@ class Exchange:
         self._preferred: float | None = None
         """How many seconds that is."""
         self._inbox: Inbox | None = None
-        self._untold: tuple[Permit, ...] = ()
+        self._untold: list[Permit] | None = None
         """Permits that no header has told of."""
         self._waiting: tuple[Permit, ...] = ()
         self._working: tuple[Permit, ...] = ()
@@ -142,7 +142,10 @@ class Exchange:
     def granted(self, permit: Permit) -> None:
         """Note a permit, for as long as the response's headers can still tell of it."""
         if not self._has_started:
-            self._untold = (*self._untold, permit)
+            if self._untold is None:
+                self._untold = [permit]
+            else:
+                self._untold.append(permit)
         if self._settings.on_disconnect == "cancel" and self._is_here():
             # A WebSocket may take one for each message, so those that have ended are let go.
             self._working = (*(other for other in self._working if other.state == "held"), permit)
@@ -192,12 +195,12 @@ class Exchange:
 
     def tell(self, message: Message) -> Message:
         """Add to the start of a response what is to be told of the permits taken until now."""
-        if not self._untold and self._preferred is None:
+        if self._untold is None and self._preferred is None:
             return message
         headers = [*message.get("headers", ())]
-        if self._untold:
+        if self._untold is not None:
             headers.append((b"server-timing", server_timing(self._untold)))
-            self._untold = ()
+            self._untold = None
         if self._preferred is not None:
             headers.append((b"preference-applied", b"wait=%d" % self._preferred))
             if not any(name.lower() == b"vary" and b"refer" in value for name, value in headers):
