@@ -80,7 +80,6 @@ def _no_task() -> None:
     return None
 
 
-@final
 class Scope:
     """The guarded blocks that a task is in, or that a thread works for, and the request that it serves."""
 
@@ -126,17 +125,6 @@ def open_scope() -> Scope:
     scope = Scope(current_task(loop), loop, around.served if around is not None else None)
     scope_var.set(scope)
     return scope
-
-
-def open_scope_of_exchange(served: Exchange) -> tuple[Scope, Scope | None]:
-    """Begin a scope of the running task in which it serves a request; and find the one around it."""
-    around = scope_var.get()
-    loop = asyncio.get_running_loop()
-    scope = Scope(current_task(loop), loop, served)
-    if around is not None and around.task() is scope.task():
-        scope.innermost = around.innermost  # the request is made in process
-    scope_var.set(scope)
-    return scope, around
 
 
 def scope_here() -> Scope:

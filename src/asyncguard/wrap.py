@@ -53,13 +53,17 @@ class Wrapper:
         guard, hold, ask = self._guard, self._hold, self._ask
         is_async = _is_async(func)
         plain = is_async and key_of is None and not ask
+        ends = hold in ("auto", "handler")
         run = _run if is_async else functools.partial(_run_in_thread, guard)
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
             if plain:
                 async with guard as permit:
-                    return _returned(func, await func(*args, **kwargs), permit, hold)
+                    result = await func(*args, **kwargs)
+                    return (
+                        result if ends and type(result) in _PLAIN else _returned(func, result, permit, hold)
+                    )
             key = None if key_of is None else key_of(args, kwargs)
             return await run(guard.permit(key=key, **ask), hold, func, args, kwargs)
 
@@ -108,6 +112,8 @@ def _work(permit: Permit, func: Callable[..., Any], args: tuple[Any, ...], kwarg
         raise RuntimeError(f"{func!r} raised StopIteration") from error
 
 
+_PLAIN = frozenset({type(None), bool, int, float, str, bytes, list, dict})
+"""What is no generator, and no response."""
 _GENERATORS = (types.GeneratorType, types.AsyncGeneratorType)
 _GENERATOR = (
     "{0!r} makes a generator, whose body runs when the permit is gone: "

@@ -13,7 +13,9 @@ from urllib.parse import quote
 from asyncguard.clock import TICKS
 from asyncguard.errors import ClientLeft
 from asyncguard.http.inbox import Inbox
-from asyncguard.permit import open_scope_of_exchange, scope_var
+from asyncguard.permit import Scope as ScopeOfTask
+from asyncguard.permit import scope_var
+from asyncguard.running import current_task, running_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
@@ -28,6 +30,8 @@ _NAME: Final = "asyncguard.exchange"
 _NO_BODY: Final = (204, 304)
 _NOTHING: Final = (0, 0)
 _MILLISECONDS: Final = 1000 / TICKS
+_NEXT_TO_NOTHING: Final = TICKS // 20_000
+"""Ticks that are rounded to 0.0 ms: so long do most requests wait, and to write a number takes its time."""
 
 
 @final
@@ -40,10 +44,11 @@ class Settings:
 
 
 @final
-class Exchange:
+class Exchange(ScopeOfTask):
     """Watches the client while a ticket waits, and holds permits for as long as they should be.
 
-    Most requests wait for nothing, and hold nothing beyond their handlers: what only others need is
+    It is the scope of the task that serves it: whose work ends when a permit is lost that outlives its
+    handler. Most requests wait for nothing, and hold nothing beyond their handlers: what only others need is
     made when it is needed.
     """
 
@@ -53,7 +58,6 @@ class Exchange:
         "_inbox",
         "_is_http",
         "_kept",
-        "_owner",
         "_preferred",
         "_receive",
         "_request",
@@ -91,8 +95,14 @@ class Exchange:
         """Permits that end with the response, if their blocks don't end before."""
         self._taken_over: tuple[Permit, ...] = ()
         """Those of them whose blocks have ended."""
-        self._owner, self._around = open_scope_of_exchange(self)
-        """Whose work ends when a permit that outlives its handler is lost, and what it did before."""
+        loop = asyncio.get_running_loop()
+        task = running_tasks.get(loop) or current_task(loop)
+        super().__init__(task, loop, self)
+        around = self._around = scope_var.get()
+        """What the task does besides, as it makes this request in process."""
+        if around is not None and around.task() is task:
+            self.innermost = around.innermost
+        scope_var.set(self)
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange | None:
@@ -153,7 +163,7 @@ class Exchange:
 
     def _is_here(self) -> bool:
         """Whether this is the loop that serves the request, and not one of a thread's own."""
-        return asyncio.get_running_loop() is self._owner.loop
+        return asyncio.get_running_loop() is self.loop
 
     def keep(self, permit: Permit, hold: Hold) -> None:
         """End a permit with the response, which is before its block ends."""
@@ -169,7 +179,7 @@ class Exchange:
             return
         self._taken_over = (*self._taken_over, permit)
         self._kept = (*self._kept, (permit, hold))
-        permit.pass_to(self._owner)
+        permit.pass_to(self)
 
     def _client_left(self) -> None:
         for permit in self._waiting:
@@ -193,10 +203,8 @@ class Exchange:
             self._inbox = Inbox(self._receive, self._client_left)
         return self._inbox
 
-    def tell(self, message: Message) -> Message:
+    def _tell(self, message: Message) -> Message:
         """Add to the start of a response what is to be told of the permits taken until now."""
-        if self._untold is None and self._preferred is None:
-            return message
         headers = [*message.get("headers", ())]
         if self._untold is not None:
             headers.append((b"server-timing", server_timing(self._untold)))
@@ -219,6 +227,8 @@ class Exchange:
             return self._send_and_release(kind, message)
         if kind == "http.response.start":
             self._has_started = True
+            if self._untold is not None or self._preferred is not None:
+                message = self._tell(message)
         elif kind in _ENDS and not message.get("more_body", False):
             self.close()
         return self._send(message)
@@ -229,6 +239,7 @@ class Exchange:
             self._release("handler")
             if not _has_open_end(message):
                 self._release("auto")
+            message = self._tell(message)
         seconds = self._settings.send_timeout
         try:
             async with asyncio.timeout(seconds):
@@ -270,8 +281,9 @@ class Exchange:
             PermitLost: it was interrupted, as a permit was lost.
         """
         self.is_open = False
-        self._owner.served = None
-        scope_var.set(self._around)
+        self.served = None
+        if self._around is not None:
+            scope_var.set(self._around)
         if self._inbox is not None:
             self._waiting = self._working = ()
             self._inbox.close()
@@ -327,22 +339,35 @@ def server_timing(permits: Sequence[Permit]) -> bytes:
 
     A guard that was taken more than once has one pair of entries with the sums.
     """
+    if len(permits) == 1:
+        return _entries(permits[0].terms.guard.name, *_times(permits[0]))
     sums: dict[str, tuple[int, int]] = {}
     for permit in permits:
         guard = permit.terms.guard.name
-        until = permit.backend.clock.now() if permit.state == "held" else permit.ended
-        waited, held = sums.get(guard, _NOTHING)
-        sums[guard] = (
-            waited + max(0, permit.granted - permit.arrival),
-            held + max(0, until - permit.granted),
-        )
-    return b", ".join(
-        [
-            b'queue;desc="%b";dur=%.1f, work;dur=%.1f'
-            % (_quotable(guard), waited * _MILLISECONDS, held * _MILLISECONDS)
-            for guard, (waited, held) in sums.items()
-        ]
+        waited, held = _times(permit)
+        before = sums.get(guard, _NOTHING)
+        sums[guard] = (before[0] + waited, before[1] + held)
+    return b", ".join([_entries(guard, waited, held) for guard, (waited, held) in sums.items()])
+
+
+def _times(permit: Permit) -> tuple[int, int]:
+    """For how many ticks it waited, and was held until now."""
+    granted = permit.granted
+    waited = granted - permit.arrival
+    held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
+    return (max(0, waited)), (max(0, held))
+
+
+def _entries(guard: str, waited: int, held: int) -> bytes:
+    return b'queue;desc="%b";dur=%b, work;dur=%b' % (
+        _quotable(guard),
+        _milliseconds(waited),
+        _milliseconds(held),
     )
+
+
+def _milliseconds(ticks: int) -> bytes:
+    return b"%.1f" % (ticks * _MILLISECONDS) if ticks > _NEXT_TO_NOTHING else b"0.0"
 
 
 @functools.lru_cache

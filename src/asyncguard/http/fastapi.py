@@ -63,11 +63,9 @@ def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> Non
 
     def build_middleware_stack() -> Any:
         # Late, so that this is outside of middleware too that is added after `install`.
-        if app.user_middleware[0].cls is not _MountCheck:
-            if app.user_middleware[0] is not exchange:
-                app.user_middleware.insert(0, exchange)
-            app.user_middleware.insert(0, Middleware(_MountCheck, ag=ag))
-        return own_build()
+        if app.user_middleware[0] is not exchange:
+            app.user_middleware.insert(0, exchange)
+        return _MountCheck(app, own_build(), ag)
 
     app.build_middleware_stack = build_middleware_stack
     own_lifespan = app.router.lifespan_context
@@ -91,16 +89,19 @@ _living: Final[weakref.WeakSet[Any]] = weakref.WeakSet()
 
 @final
 class _MountCheck:
-    """Tells operators once if the application is mounted in another one, which doesn't run its lifespan."""
+    """Tells operators once if the application is mounted in another one, which doesn't run its lifespan.
 
-    def __init__(self, app: "ASGIApp", ag: "AsyncGuard") -> None:
+    It stands around the application's stack of middleware until the first request.
+    """
+
+    def __init__(self, app: Any, stack: "ASGIApp", ag: "AsyncGuard") -> None:
         self._app = app
+        self._stack = stack
         self._ag = ag
-        self._has_checked = False
 
     def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> Awaitable[None]:
-        if not self._has_checked and scope["type"] != "lifespan":
-            self._has_checked = True
+        if scope["type"] != "lifespan":
+            self._app.middleware_stack = self._stack
             if "app_root_path" in scope and self._ag not in _living:
                 _log.warning(
                     "install(app) was called for an application that is mounted at %s, and nobody runs its "
@@ -108,7 +109,7 @@ class _MountCheck:
                     "outermost application, which is enough for all that are mounted in it",
                     scope["root_path"],
                 )
-        return self._app(scope, receive, send)
+        return self._stack(scope, receive, send)
 
 
 def _has(app: object, path: str) -> bool:

@@ -68,14 +68,11 @@ class ExchangeMiddleware:
         if make is None:
             await self.app(scope, receive, send)
             return
-        further_out = Exchange.of(scope)
-        if further_out is not None:
-            served = None
-            reply = make(scope, further_out.tell, send)
-        else:
+        served = None
+        if Exchange.of(scope) is None:
             served = Exchange(scope, receive, send, self._settings)
-            reply = make(scope, served.tell, served.send)
-            scope, receive = served.register(), served.receive
+            scope, receive, send = served.register(), served.receive, served.send
+        reply = make(scope, send)
         try:
             try:
                 await self.app(scope, receive, reply.send)
@@ -92,7 +89,7 @@ class ExchangeMiddleware:
                 raise
             await reply.answer(self._problem(error))
         finally:
-            if reply.held_back:
+            if reply.held_back is not None:
                 await reply.finish()
 
 
@@ -162,40 +159,35 @@ def _routed_path(scope: Scope) -> str:
 class HTTPReply:
     """What one application sends for a request."""
 
-    __slots__ = ("_is_head", "_send", "_tell", "can_answer", "held_back")
+    __slots__ = ("_is_head", "_send", "can_answer", "held_back")
 
-    def __init__(self, scope: Scope, tell: Callable[[Message], Message], send: Send) -> None:
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._is_head = scope.get("method") == "HEAD"
-        self._tell = tell
         self._send = send
         self.can_answer = True
         """Whether nothing was answered yet."""
-        self.held_back: list[Message] = []
+        self.held_back: list[Message] | None = None
         """What the application sent and may not have meant."""
 
     def send(self, message: Message) -> Awaitable[None]:
-        """Send on what the application sends, and tell what was waited for.
+        """Send on what the application sends.
 
         An application that is mounted in this one answers every error it doesn't know with a 500, and
         raises it on. Such an answer is held back until it is clear whether the error comes here.
         """
         if message["type"] == "http.response.start":
             if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(sys.exception(), _CAUGHT):
-                self.held_back.append(message)
+                self.held_back = [message]
                 return _nothing()
-            message = self._start(message)
-        elif self.held_back:
+            self.can_answer = False
+        elif self.held_back is not None:
             self.held_back.append(message)
             return _nothing()
         return self._send(message)
 
-    def _start(self, message: Message) -> Message:
-        self.can_answer = False
-        return self._tell(message)
-
     async def answer_nobody(self) -> None:
         """Answer for the client that left, as middleware and servers expect an answer."""
-        self.held_back = []
+        self.held_back = None
         if self.can_answer:
             with contextlib.suppress(OSError, RuntimeError):
                 await self.send({"type": "http.response.start", "status": _CLIENT_LEFT, "headers": _EMPTY})
@@ -203,15 +195,14 @@ class HTTPReply:
 
     async def answer(self, answer: Problem) -> None:
         """Answer with the problem."""
-        self.held_back = []
+        self.held_back = None
         await _respond("http.response", answer, self.send, has_body=not self._is_head)
 
     async def finish(self) -> None:
-        """Send what was held back after all."""
-        start, *rest = self.held_back
-        self.held_back = []
-        await self._send(self._start(start))
-        for message in rest:
+        """Send what was held back, if anything was, after all."""
+        messages, self.held_back = self.held_back or (), None
+        for message in messages:
+            self.can_answer = False
             await self._send(message)
 
 
@@ -219,11 +210,13 @@ class HTTPReply:
 class WebSocketReply:
     """What one application sends over a WebSocket, from its handshake to its end."""
 
-    __slots__ = ("_can_respond", "_send", "_state", "held_back")
+    __slots__ = ("_can_respond", "_send", "_state")
 
-    def __init__(self, scope: Scope, _: Callable[[Message], Message], send: Send) -> None:
+    held_back: Final = None
+    """Nothing ever is."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
         self._send = send
-        self.held_back: list[Message] = []
         self._can_respond = "websocket.http.response" in (scope.get("extensions") or {})
         self._state: Literal["connecting", "open", "closed"] = "connecting"
 
@@ -254,7 +247,7 @@ class WebSocketReply:
                 )
 
     async def finish(self) -> None:
-        """Do nothing: nothing is ever held back."""
+        """Do nothing."""
 
 
 async def _nothing() -> None:
