@@ -33,7 +33,7 @@ class Client:
         row = self._rows.get(patience)
         if row is None:
             for idle in [patience for patience, row in self._rows.items() if not row.permits]:
-                self._rows.pop(idle).live = False
+                self._rows.pop(idle).end()
             row = self._rows[patience] = Row(self.loop, self._clock, patience)
         return row
 
@@ -70,6 +70,12 @@ class Row:
         """Rings when the first gives up."""
         self.impatient = patience is not None
         """Whether anybody in it ever gives up."""
+
+    def end(self) -> None:
+        """Be known no more, with nobody in it: a timer would keep it, and what it was set for, in memory."""
+        self.live = False
+        if self.timer is not None:
+            self.timer.cancel()
 
     def set_timer(self) -> None:
         """Have the first of the row give up in time."""

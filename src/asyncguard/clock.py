@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import time
 from typing import TYPE_CHECKING, Any, Protocol, final
 
@@ -49,5 +50,5 @@ class SystemClock:
     def call_later(
         self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[..., object], *args: Any
     ) -> Timer:
-        """Call on the loop's own timer."""
-        return loop.call_later(seconds, callback, *args)
+        """Call on the loop's own timer, which keeps nothing of the request alive that it was set in."""
+        return loop.call_later(seconds, callback, *args, context=contextvars.Context())

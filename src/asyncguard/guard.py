@@ -499,7 +499,7 @@ class Guard:
             if self._max_hold is not None:
                 permit.limit_hold(self._max_hold)
             permit.tell("granted")
-            if served is not None and served.is_open:
+            if served is not None:
                 served.granted(permit)
         except BaseException:
             permit.end(finished=False)

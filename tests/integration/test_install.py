@@ -500,7 +500,7 @@ def test_what_is_no_application_is_refused(ag: AsyncGuard, app: Any) -> None:
 def test_once_is_enough(ag: AsyncGuard) -> None:
     app = FastAPI()
     ag.install(app)
-    with pytest.raises(RuntimeError, match="once is enough"):
+    with pytest.raises(RuntimeError, match="make one, and import it"):
         ag.install(app)
 
 

@@ -54,6 +54,7 @@ class Exchange(ScopeOfTask):
 
     __slots__ = (
         "_around",
+        "_base",
         "_has_started",
         "_inbox",
         "_is_http",
@@ -102,6 +103,8 @@ class Exchange(ScopeOfTask):
         """What the task does besides, as it makes this request in process."""
         if around is not None and around.task() is task:
             self.innermost = around.innermost
+        self._base = self.innermost
+        """The block around the request, if it is made in one."""
         scope_var.set(self)
 
     @classmethod
@@ -151,6 +154,8 @@ class Exchange(ScopeOfTask):
 
     def granted(self, permit: Permit) -> None:
         """Note a permit, for as long as the response's headers can still tell of it."""
+        if not self.is_open:
+            return
         if not self._has_started:
             if self._untold is None:
                 self._untold = [permit]
@@ -163,7 +168,10 @@ class Exchange(ScopeOfTask):
 
     def _is_here(self) -> bool:
         """Whether this is the loop that serves the request, and not one of a thread's own."""
-        return asyncio.get_running_loop() is self.loop
+        try:
+            return asyncio.get_running_loop() is self.loop
+        except RuntimeError:  # a thread without one
+            return False
 
     def keep(self, permit: Permit, hold: Hold) -> None:
         """End a permit with the response, which is before its block ends."""
@@ -211,9 +219,8 @@ class Exchange(ScopeOfTask):
             self._untold = None
         if self._preferred is not None:
             headers.append((b"preference-applied", b"wait=%d" % self._preferred))
-            if not any(name.lower() == b"vary" and b"refer" in value for name, value in headers):
+            if not any(name.lower() == b"vary" and _VARIES.search(value) for name, value in headers):
                 headers.append((b"vary", b"Prefer"))
-            self._preferred = None
         return {**message, "headers": headers}
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -236,15 +243,21 @@ class Exchange(ScopeOfTask):
     async def _send_and_release(self, kind: str, message: Message) -> None:
         if kind == "http.response.start":
             self._has_started = True
+            message = {**message, "headers": [*message.get("headers", ())]}  # which may be read only once
             self._release("handler")
             if not _has_open_end(message):
                 self._release("auto")
-            message = self._tell(message)
+            if self._untold is not None or self._preferred is not None:
+                message = self._tell(message)
         seconds = self._settings.send_timeout
+        patience = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(seconds):
+            async with patience:
                 await self._send(message)
         except TimeoutError:
+            if not patience.expired():
+                raise
+            self._release("auto", "handler", "body", "background")
             raise TimeoutError(
                 f"the client did not read on for {seconds:g} s (send_timeout), so its response is cut off "
                 "and the permit passes on"
@@ -282,8 +295,9 @@ class Exchange(ScopeOfTask):
         """
         self.is_open = False
         self.served = None
-        if self._around is not None:
+        if self.innermost is self._base:
             scope_var.set(self._around)
+        # Else blocks are open that began here, and end further out.
         if self._inbox is not None:
             self._waiting = self._working = ()
             self._inbox.close()
@@ -316,6 +330,8 @@ def _has_open_end(start: Message) -> bool:
 
 _PREFERENCE: Final = re.compile(r'(?:[^,"]|"(?:\\.|[^"\\])*"?)+')
 """One of those that commas separate; a quoted string may have commas in it."""
+_VARIES: Final = re.compile(rb"(?:^|,)\s*(?:prefer|\*)\s*(?:,|$)", re.IGNORECASE)
+"""A value of Vary that says already that responses depend on Prefer."""
 _WAIT: Final = re.compile(r'wait\s*=\s*(?:(\d{1,9})|"(\d{1,9})")\s*(?:;.*)?', re.ASCII | re.IGNORECASE)
 
 

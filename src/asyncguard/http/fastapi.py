@@ -50,7 +50,10 @@ def install(ag: "AsyncGuard", app: Any, **settings: Unpack[Installation]) -> Non
     if not all(_has(app, name) for name in _NEEDED):
         raise TypeError(f"app: expected a FastAPI or Starlette application, got {app!r}")
     if any(middleware.cls is ExchangeMiddleware for middleware in app.user_middleware):
-        raise RuntimeError("install() was called before for this application: once is enough")
+        raise RuntimeError(
+            "install() was called before for this application, by this AsyncGuard or another: make one, and "
+            "import it"
+        )
     if getattr(app, "middleware_stack", None) is not None:
         raise RuntimeError("the application has started already: call install(app) before it serves")
     ExchangeMiddleware(app, **settings)  # so that what is wrong is said here
@@ -98,10 +101,13 @@ class _MountCheck:
         self._app = app
         self._stack = stack
         self._ag = ag
+        self._has_checked = False
 
     def __call__(self, scope: "Scope", receive: "Receive", send: "Send") -> Awaitable[None]:
-        if scope["type"] != "lifespan":
-            self._app.middleware_stack = self._stack
+        if not self._has_checked and scope["type"] != "lifespan":
+            if self._app.middleware_stack is self:  # and nothing was put around it
+                self._app.middleware_stack = self._stack
+            self._has_checked = True
             if "app_root_path" in scope and self._ag not in _living:
                 _log.warning(
                     "install(app) was called for an application that is mounted at %s, and nobody runs its "

@@ -78,6 +78,7 @@ class Inbox:
     def close(self) -> None:
         """Take the open question back, now that nobody will want what it brings."""
         self._watched = False
+        self._left = _nothing  # what it would tell, it need not keep in memory
         if self._question is not None:
             self._question.cancel()
 
@@ -113,6 +114,10 @@ class Inbox:
         if message["type"] in _DISCONNECTS and not self.has_left:
             self.has_left = True
             self._left()
+
+
+def _nothing() -> None:
+    """Be told that the client has left, when that is no news."""
 
 
 def _size(message: Message) -> int:

@@ -177,11 +177,11 @@ class HTTPReply:
         """
         if message["type"] == "http.response.start":
             if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and isinstance(sys.exception(), _CAUGHT):
-                self.held_back = [message]
+                self.held_back = [{**message}]
                 return _nothing()
             self.can_answer = False
         elif self.held_back is not None:
-            self.held_back.append(message)
+            self.held_back.append({**message})
             return _nothing()
         return self._send(message)
 

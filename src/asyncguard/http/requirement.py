@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from asyncguard.checks import check_choice
 from asyncguard.errors import Refused
+from asyncguard.guard import Guard
 from asyncguard.http.exchange import Exchange
 from asyncguard.http.sources import NoKey, bounded
 from asyncguard.keys import as_key
@@ -17,7 +18,7 @@ from asyncguard.permit import Hold
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from asyncguard.guard import Ask, Guard
+    from asyncguard.guard import Ask
     from asyncguard.http.asgi import Scope
     from asyncguard.http.sources import Source
     from asyncguard.permit import Permit
@@ -40,6 +41,8 @@ class Requirement:
     """What `Guard.permit` is asked for besides; in a form that can be hashed."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.guard, Guard):
+            raise TypeError(f'guard: expected a guard, as ag.guard("name") makes one, got {self.guard!r}')
         for name, source in (("key", self.key), ("tenant", self.tenant)):
             if source is not None and (not callable(source) or inspect.iscoroutinefunction(source)):
                 raise TypeError(
