@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on")
     serve.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any that is free")
-    serve.add_argument("--workers", type=int, default=1, help="worker processes; only 1 in this version")
+    serve.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="worker processes; several need ASYNCGUARD_URL=sqlite:///path/guards.db",
+    )
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.set_defaults(run=_serve)
     simulate.declare(commands)
@@ -61,6 +67,7 @@ def _serve(options: argparse.Namespace) -> int:
         host=options.host,
         port=options.port,
         reload=options.reload,
+        workers=options.workers,
         grace=math.ceil(settings.work_seconds) + _GRACE,
     )
 
@@ -73,10 +80,10 @@ def _check_workers(workers: int) -> None:
     """
     if workers < 1:
         raise ValueError(f"--workers: expected 1 or more, got {workers}")
-    if workers > 1:
+    if workers > 1 and not os.environ.get("ASYNCGUARD_URL", "").startswith("sqlite:"):
         raise ValueError(
-            f"--workers {workers}: several workers need a shared backend, and this version has none. Its "
-            "memory backend guards one process alone, so their work would overlap: use --workers 1"
+            f"--workers {workers}: several workers need a shared backend, as their work would overlap in "
+            "memory: set ASYNCGUARD_URL=sqlite:///path/guards.db, or use --workers 1"
         )
 
 

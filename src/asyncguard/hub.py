@@ -78,7 +78,9 @@ class AsyncGuard:
         if backend is not None and not callable(backend):
             raise TypeError(f"backend: expected a function of clock and namespace, got {backend!r}")
         self._opener = backend
-        self._backend: Backend | None = None if url is None else open_backend(url, clock=self.clock)
+        self._backend: Backend | None = (
+            None if url is None else open_backend(url, clock=self.clock, namespace=self.namespace)
+        )
         self.clients: dict[asyncio.AbstractEventLoop, Client] = {}
         self._draining = False
         self._executor: ThreadPoolExecutor | None = None
@@ -323,7 +325,9 @@ class AsyncGuard:
                 if self._opener is not None:
                     self._backend = self._opener(self.clock, self.namespace)
                 else:
-                    self._backend = open_backend(os.environ.get("ASYNCGUARD_URL"), clock=self.clock)
+                    self._backend = open_backend(
+                        os.environ.get("ASYNCGUARD_URL"), clock=self.clock, namespace=self.namespace
+                    )
             return self._backend
 
     def _show_observers(self) -> None:

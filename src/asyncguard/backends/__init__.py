@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -97,7 +98,7 @@ class Opener(Protocol):
         ...
 
 
-def open_backend(url: str | None, *, clock: Clock) -> Backend:
+def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
     """Open the backend that a URL names; None: this process's memory.
 
     Raises:
@@ -111,7 +112,24 @@ def open_backend(url: str | None, *, clock: Clock) -> Backend:
         from asyncguard.backends.memory import MemoryBackend  # noqa: PLC0415
 
         return MemoryBackend(clock)
+    if scheme == "sqlite":
+        from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415
+
+        return SqliteBackend(path_of(cast("str", url)), clock, namespace)
     raise ValueError(
         f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
-        "known: memory: (this process alone)"
+        "known: memory: (this process alone) and sqlite:///path/guards.db (all processes of this host)"
     )
+
+
+def path_of(url: str) -> str:
+    """Find the path in a URL such as sqlite:///var/lib/shop/guards.db.
+
+    Raises:
+        ValueError: there is none, or more than that.
+    """
+    _, _, rest = url.partition(":")
+    path = rest.removeprefix("//")
+    if not rest.startswith("///") or len(path) < 2 or "?" in path or "#" in path:  # noqa: PLR2004
+        raise ValueError(f"url: expected sqlite:///path/of/a/file.db, with three slashes, got {url!r}")
+    return unquote(path)

@@ -12,11 +12,16 @@ if TYPE_CHECKING:
     from asyncguard.service.settings import Settings
 
 
-def serve(settings: Settings, *, host: str, port: int, reload: bool, grace: int) -> int:
+def serve(settings: Settings, *, host: str, port: int, reload: bool, workers: int, grace: int) -> int:
     """Serve until a signal, and return the exit code; work that runs then has `grace` seconds to end."""
-    if reload:  # the application is made in another process, time and again
+    if reload or workers > 1:  # the application is made in other processes
         uvicorn.run(
-            "asyncguard.service.app:app", host=host, port=port, reload=True, timeout_graceful_shutdown=grace
+            "asyncguard.service.app:app",
+            host=host,
+            port=port,
+            reload=reload,
+            workers=workers,
+            timeout_graceful_shutdown=grace,
         )
         return 0
     server = uvicorn.Server(

@@ -35,7 +35,7 @@ def fresh(ag: AsyncGuard) -> Iterator[AsyncGuard]:
         AssertionError: permits are still held or were dropped, or tickets still wait; it names each.
     """
     __tracebackhide__ = True
-    backend = _Watched(open_backend("memory:", clock=ag.clock))
+    backend = _Watched(open_backend("memory:", clock=ag.clock, namespace=ag.namespace))
     with ag._lock:
         before, was_draining, declared = ag._backend, ag._draining, dict(ag._guards)
     for guard in declared.values():

@@ -1,0 +1,79 @@
+"""Who is alive: each client holds a byte of a file locked for as long as its process lives."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_FLOCK: Final = "hhqqi"
+"""`struct flock` of Linux, with native alignment."""
+_files: dict[tuple[int, int], Lives] = {}
+"""By device and inode. None is ever closed: that would drop all locks that the process has on the file."""
+_opening = threading.Lock()
+
+
+@final
+class Lives:
+    """The file whose bytes are locked; one object for each file in a process.
+
+    POSIX record locks go when their process ends, however it ends, and aren't inherited by what it
+    forks. (An flock would be held on by a forked child.)
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._ours: set[int] = set()
+        """A process doesn't see its own locks."""
+
+    @classmethod
+    def of(cls, path: Path) -> Lives:
+        """Open the file, which is made if there is none.
+
+        Raises:
+            OSError: it can't be.
+        """
+        with _opening:
+            try:
+                known = path.stat()
+                if (known.st_dev, known.st_ino) in _files:
+                    return _files[known.st_dev, known.st_ino]
+            except FileNotFoundError:
+                pass
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            opened = os.fstat(descriptor)
+            return _files.setdefault((opened.st_dev, opened.st_ino), cls(descriptor))
+
+    def hold(self, client: int) -> None:
+        """Be alive as this client from now on."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, client)
+        self._ours.add(client)
+
+    def let_go(self, client: int) -> None:
+        """Be this client no more."""
+        self._ours.discard(client)
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, client)
+
+    def is_alive(self, client: int) -> bool:
+        """Tell whether some process is this client."""
+        if client in self._ours:
+            return True
+        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, client, 1, 0)
+        answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked)
+        kind: int = struct.unpack(_FLOCK, answer)[0]
+        return kind != fcntl.F_UNLCK
+
+
+def _forget_the_parent() -> None:
+    global _opening  # noqa: PLW0603
+    _opening = threading.Lock()
+    for lives in _files.values():
+        lives._ours.clear()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)

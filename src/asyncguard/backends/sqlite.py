@@ -1,0 +1,699 @@
+"""One host, many processes: partitions in an SQLite file, decided upon by the rules in `sqlite.sql`."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import itertools
+import logging
+import os
+import secrets
+import selectors
+import socket
+import sqlite3
+import threading
+import weakref
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
+
+from asyncguard.admission import KEEP
+from asyncguard.backends.lives import Lives
+from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
+from asyncguard.clock import TICKS
+from asyncguard.errors import BackendUnavailable
+from asyncguard.permit import Permit
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from asyncguard.admission import Setting
+    from asyncguard.clock import Clock, Timer
+    from asyncguard.errors import Reason
+    from asyncguard.statistics import Snapshot
+    from asyncguard.ticket import Declaration, Ticket
+
+T = TypeVar("T")
+_log = logging.getLogger("asyncguard")
+_PATIENCE: Final = 0.5
+"""Seconds for which the porter waits for the file's lock, before it looks around again."""
+_MOMENT: Final = 0.001
+"""Seconds for which an event loop does."""
+_LEAST_VERSION: Final = (3, 40)
+_DISTANT: Final = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
+)
+_LONGEST_OPENING: Final = 1.0
+"""Seconds for which `acquire_nowait` waits for the file to be opened, where it comes first."""
+_CLIENT_BITS: Final = 62 - BITS
+_LOOK_AROUND: Final = 1.0
+"""Seconds after which it looks whether those live whose end no descriptor tells."""
+
+
+@final
+class _FileClock:
+    """The clock that all have in common who open the file."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.now
+        self.epoch = clock.epoch
+        self._clock = clock
+
+    def call_later(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[..., object], *args: Any
+    ) -> Timer:
+        return self._clock.call_later(loop, seconds, callback, *args)
+
+
+@final
+class Place:
+    """A partition, as its tickets know it."""
+
+    __slots__ = ("_backend", "guard", "key")
+
+    gated: Final = True
+    """Whether time alone may advance it: so that the backend hears of each ticket that waits."""
+
+    def __init__(self, backend: SqliteBackend, guard: int, key: str | None) -> None:
+        self._backend = backend
+        self.guard = guard
+        self.key = key
+
+    def is_full_for(self, ticket: Ticket) -> bool:
+        """Whether the permits that are held keep a ticket out, and not a pause or the pace."""
+        return self._backend.do(lambda store: store.is_full_for(self.guard, self.key, ticket.terms.permits))
+
+
+@contextlib.contextmanager
+def unavailable(path: Path) -> Iterator[None]:
+    """Say what is wrong with the file.
+
+    Raises:
+        BackendUnavailable: it can't be used.
+    """
+    try:
+        yield
+    except (sqlite3.Error, OSError, ValueError) as error:
+        raise BackendUnavailable(f"the file {str(path)!r} can't be used: {error}") from error
+
+
+def check_file_system(directory: Path) -> None:
+    """Refuse directories of other hosts, whose locks can't be relied upon.
+
+    Raises:
+        ValueError: it is one.
+    """
+    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    device = directory.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    kinds = {mount[mount.index("-") + 1] for mount in mounts if mount[2] == number}
+    if kinds & _DISTANT:
+        raise ValueError(
+            f"it is on a network file system ({', '.join(sorted(kinds))}): put it on a disk of this host, or "
+            "use a backend for several hosts"
+        )
+
+
+def _pids() -> int:
+    """The namespace of processes that this one is in."""
+    return Path("/proc/self/ns/pid").stat().st_ino
+
+
+@final
+class SqliteBackend:
+    """A client of the file: this process, as far as one AsyncGuard goes.
+
+    Operations are one statement each, and take some 20 us on the event loop. Where another process is
+    inside one for longer than a millisecond, as when it was stopped there, a thread waits instead: the
+    porter, which also hears the doorbell and watches the other processes.
+    """
+
+    lease = 0
+
+    def __init__(self, path: str, clock: Clock, namespace: str) -> None:
+        if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):
+            raise ValueError("url: the sqlite backend needs Linux; elsewhere, use memory: (one process)")
+        self.path = Path(path)
+        self.namespace = namespace
+        self.place: object = ("sqlite", path, namespace)
+        self.assumptions = (
+            f"sqlite: guards all processes of this host that use {self.path} in namespace {namespace!r}; a "
+            "process keeps its permits while it lives, however long it is stopped"
+        )
+        self._system = clock
+        self._file_clock = _FileClock(clock)
+        self.clock: Clock = self._file_clock
+        self._start_anew()
+        _live.add(self)
+
+    def _start_anew(self) -> None:
+        """Be nobody yet; also in a forked child, where connections and tickets are the parent's."""
+        self.owner = f"{socket.gethostname()}:{os.getpid()}"
+        self.tickets: dict[int | str, Ticket] = {}
+        """Those that hold or wait, or whose answer is on its way."""
+        self._lock = threading.RLock()
+        self._inside = False
+        """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
+        self._store: Store | None = None
+        self._porter: _Porter | None = None
+        self.client = secrets.randbits(_CLIENT_BITS) or 1
+        """Our number: the first part of our tickets' ids."""
+        self._numbers: dict[Declaration, int] = {}
+        self._counter = itertools.count(1)
+        self._alarms: dict[tuple[int, str | None, asyncio.AbstractEventLoop], int] = {}
+
+    # --- opening and closing -------------------------------------------------------------------
+
+    def _hire(self) -> _Porter:
+        """Find the porter, who opens the file."""
+        with self._lock:
+            if self._porter is None:
+                self._porter = _Porter(self)
+                self._porter.start()
+            return self._porter
+
+    def open(self, porter: _Porter) -> Store:
+        """Open the file, in the porter's thread; what results is the porter's own connection.
+
+        Raises:
+            OSError, sqlite3.Error, ValueError: it can't be used.
+        """
+        if sqlite3.sqlite_version_info < _LEAST_VERSION:
+            raise ValueError(f"SQLite 3.40 or newer is needed, this is {sqlite3.sqlite_version}")
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_file_system(self.path.parent)
+        with contextlib.suppress(FileExistsError):  # one that is there isn't opened: to close it drops locks
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        self._lives = Lives.of(Path(f"{self.path}-lives"))
+        store = Store(self.path, epoch=self._system.epoch, patience=_PATIENCE)
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        store.begin(boot, self._system.epoch, self._system.now(), self._lives.is_alive)
+        self._file_clock.epoch = store.epoch
+        porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
+        store.register(self.client, self.owner, (os.getpid(), _pids()), self._lives.hold)
+        with self._lock:
+            self._store = Store(self.path, epoch=store.epoch, patience=_MOMENT)
+        return store
+
+    def dismiss(self, porter: _Porter) -> None:
+        """Have another one come, who may find the file in a better state."""
+        with self._lock:
+            if self._porter is porter:
+                self._porter = None
+
+    async def aclose(self) -> None:
+        porter = self._porter
+        if porter is None or self.tickets:  # permits stay with their holders
+            return
+        with contextlib.suppress(BackendUnavailable):
+            if await asyncio.wrap_future(porter.call(self._end)):
+                await asyncio.wrap_future(porter.ended)
+
+    def _end(self, store: Store) -> bool:
+        with self._lock:
+            if self.tickets or self._porter is None:
+                return False
+            ours, porter, client = self._store, self._porter, self.client
+            self._start_anew()
+        store.bury(client, self._system.now(), client << BITS)
+        self._lives.let_go(client)
+        if ours is not None:
+            ours.close()
+        porter.stop()
+        return True
+
+    # --- how it is asked -----------------------------------------------------------------------
+
+    def do(self, work: Callable[[Store], T]) -> T:
+        """Do one step, now.
+
+        Raises:
+            StoreBusy: another process is inside one for too long, or the file isn't open yet.
+            BackendUnavailable: the file can't be used.
+        """
+        with self._lock:
+            store = self._store
+            if store is None or self._inside or self._hire().is_busy:  # what comes later mustn't overtake
+                raise StoreBusy
+            self._inside = True
+            try:
+                with unavailable(self.path):
+                    return work(store)
+            finally:
+                self._inside = False
+
+    def _later(self, work: Callable[[Store], T]) -> Awaitable[Any] | None:
+        future = self._hire().call(work)
+        try:
+            answer = asyncio.wrap_future(future, loop=asyncio.get_running_loop())
+        except RuntimeError:  # no loop runs here
+            return None
+        answer.add_done_callback(lambda done: done.cancelled() or done.exception())  # not all are awaited
+        return answer
+
+    async def _ask(self, work: Callable[[Store], T]) -> T:
+        try:
+            return self.do(work)
+        except StoreBusy:
+            return await asyncio.wrap_future(self._hire().call(work))
+
+    def step(self) -> int:
+        """Choose an id for a step that is no ticket's."""
+        return self.client << BITS | next(self._counter)
+
+    def _number(self, store: Store, declaration: Declaration) -> int:
+        number = self._numbers.get(declaration)
+        if number is None:
+            number = self._declare(store, declaration)
+            self._numbers[declaration] = number
+        return number
+
+    def _declare(self, store: Store, declaration: Declaration) -> int:
+        stored = dataclasses.replace(declaration, name=self._stored(declaration.name))
+        step = self.step()
+        number, rules = store.declare(stored, self._system.now(), step)
+        self._ring(store.decided(step, self._system.now()))
+        if rules != declaration.rules and rules.revision == declaration.rules.revision:
+            _log.warning(
+                "guard %r: others declared it as %s, and this process as %s, both with revision %d: theirs "
+                "stands; give the newer one a higher AsyncGuard(revision=...)",
+                declaration.name,
+                rules,
+                declaration.rules,
+                rules.revision,
+            )
+        return number
+
+    def _stored(self, guard: str) -> str:
+        return f"{self.namespace}\n{guard}"
+
+    # --- the operations ------------------------------------------------------------------------
+
+    def new_id(self) -> int:
+        return self.step()
+
+    def enter(self, ticket: Ticket, *, wait: bool = True) -> Awaitable[None] | None:
+        ticket.id = ticket.id or self.new_id()
+        if not wait and self._store is None:
+            self._hire().call(Store.clients).result(_LONGEST_OPENING)  # once: it can't be answered without
+        self.tickets[ticket.id] = ticket
+
+        def enter(store: Store) -> None:
+            guard = self._number(store, ticket.terms.guard)
+            ticket.partition = Place(self, guard, ticket.key)  # type: ignore[assignment]
+            self._ring(store.enter(ticket, guard, self._system.now(), wait))
+            if ticket.state in ("refused", "new"):
+                self.tickets.pop(ticket.id, None)
+                store.forget([ticket])
+
+        def enter_later(store: Store) -> None:
+            enter(store)
+            if ticket.state == "waiting":
+                self._wait_in(store, ticket)
+            else:
+                ticket.notify()
+
+        try:
+            self.do(enter)
+        except StoreBusy:
+            if not wait:
+                del self.tickets[ticket.id]
+                return asyncio.get_running_loop().create_future()
+            answer = self._hire().call(enter_later)
+            answer.add_done_callback(lambda done: self._see(ticket, done))
+            return asyncio.wrap_future(answer)
+        except BackendUnavailable:
+            del self.tickets[ticket.id]
+            raise
+        return None
+
+    def _see(self, ticket: Ticket, done: concurrent.futures.Future[Any]) -> None:
+        """Forget a ticket that could not enter."""
+        if not done.cancelled() and done.exception() is not None:
+            self.tickets.pop(ticket.id, None)
+
+    def leave(
+        self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True
+    ) -> Awaitable[None] | None:
+        if self.tickets.pop(ticket.id, None) is None:
+            return None
+
+        def leave(store: Store) -> None:
+            self._ring(store.leave(ticket, self._system.now(), reason, finished=finished))
+            if ticket.state in ("refused", "lost"):
+                store.forget([ticket])
+
+        try:
+            self.do(leave)
+        except StoreBusy:
+            return self._later(leave)
+        return None
+
+    def abandon(self, ticket: Ticket) -> None:
+        porter = self._porter
+        if self.tickets.pop(ticket.id, None) is not None and porter is not None:
+            now = self._system.now()
+            porter.call(lambda store: self._ring(store.leave(ticket, now, finished=False)))
+
+    def held(self, guard: str) -> list[Ticket]:
+        return [
+            ticket
+            for ticket in list(self.tickets.values())
+            if ticket.state == "held" and ticket.terms.guard.name == guard
+        ]
+
+    async def inspect(self, declaration: Declaration, key: str | None) -> Snapshot:
+        def look(store: Store) -> Snapshot:
+            self._number(store, declaration)
+            return store.inspect(self._stored(declaration.name), key, self._system.now())
+
+        picture = await self._ask(look)
+        return dataclasses.replace(picture, guard=declaration.name)
+
+    async def configure(
+        self, declaration: Declaration, key: str | None, *, limit: Setting = KEEP, paused: bool | None = None
+    ) -> None:
+        def configure(store: Store) -> None:
+            guard, step = self._number(store, declaration), self.step()
+            decided = store.configure(guard, key, self._system.now(), step, limit=limit, paused=paused)
+            self._ring(decided)
+            self._rearm(store)
+
+        await self._ask(configure)
+
+    async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
+        if not ticket_id.isdecimal():
+            return False
+
+        def evict(store: Store) -> bool:
+            guard, step = self._number(store, declaration), self.step()
+            decided = store.evict(guard, int(ticket_id), self._system.now(), step)
+            self._ring(decided)
+            return bool(decided)
+
+        return await self._ask(evict)
+
+    def redeclare(self, declaration: Declaration) -> None:
+        def redeclare(store: Store) -> None:
+            stored = dataclasses.replace(declaration, name=self._stored(declaration.name))
+            step = self.step()
+            self._numbers[declaration] = store.declare(stored, self._system.now(), step, force=True)[0]
+            self._ring(store.decided(step, self._system.now()))
+            self._rearm(store)
+
+        try:
+            self.do(redeclare)
+        except StoreBusy:
+            self._later(redeclare)
+
+    # --- what comes of it for others -----------------------------------------------------------
+
+    def _ring(self, clients: Iterable[int]) -> None:
+        for client in clients:
+            if self._porter is not None:
+                self._porter.ring(client)
+
+    def read_news(self, store: Store) -> None:
+        """See what the steps of others decided upon tickets of ours."""
+        with self._lock:
+            changed = store.news(self.client, self.tickets)
+            final = [ticket for ticket in changed if ticket.state in ("refused", "lost")]
+            for ticket in final:
+                self.tickets.pop(ticket.id, None)
+        store.forget(final)
+        for ticket in changed:
+            if not ticket.notify() and self.tickets.pop(ticket.id, None) is not None:
+                self._ring(store.leave(ticket, self._system.now(), finished=False))
+
+    def look_around(self, store: Store) -> None:
+        """Watch who came, and bury who is dead."""
+        porter = self._porter
+        if porter is None:
+            return
+        clients = store.clients()
+        for client in porter.watched - clients.keys():
+            porter.forget(client)
+        for client, process in clients.items():
+            if client == self.client:
+                continue
+            is_watched = porter.watch(client, *process)
+            if not self._lives.is_alive(client):
+                self._ring(store.bury(client, self._system.now(), self.step()))
+                porter.forget(client)
+            elif not is_watched:
+                porter.looks_around = True
+
+    # --- what time brings ----------------------------------------------------------------------
+
+    def waits(self, ticket: Ticket) -> None:
+        if ticket.state == "waiting":
+            try:
+                self.do(lambda store: self._wait_in(store, ticket))
+            except StoreBusy:
+                self._later(lambda store: self._wait_in(store, ticket))
+
+    def _wait_in(self, store: Store, ticket: Ticket) -> None:
+        """Have the loop of a ticket that waits advance its partition when that is due."""
+        if isinstance(ticket, Permit) and ticket.state == "waiting" and ticket.future is not None:
+            place = cast("Any", ticket.partition)
+            self._arm(store, place.guard, place.key, ticket.row.loop)
+
+    def _rearm(self, store: Store) -> None:
+        for ticket in list(self.tickets.values()):
+            self._wait_in(store, ticket)
+
+    def _arm(self, store: Store, guard: int, key: str | None, loop: asyncio.AbstractEventLoop) -> None:
+        now = self._system.now()
+        due = store.due(guard, key, now)
+        if due is None or self._alarms.get((guard, key, loop), due + 1) <= due:
+            return
+        self._alarms[guard, key, loop] = due
+        with contextlib.suppress(RuntimeError):  # closed just now
+            loop.call_soon_threadsafe(self._set_alarm, guard, key, loop, due)
+
+    def _set_alarm(self, guard: int, key: str | None, loop: asyncio.AbstractEventLoop, due: int) -> None:
+        left = max(0, due - self._system.now()) / TICKS
+        self._system.call_later(loop, left, self._alarm, guard, key, loop, due)
+
+    def _alarm(self, guard: int, key: str | None, loop: asyncio.AbstractEventLoop, due: int) -> None:
+        if self._alarms.get((guard, key, loop)) == due:
+            del self._alarms[guard, key, loop]
+
+        def advance(store: Store) -> None:
+            partition = store.partition(guard, key)
+            if partition is not None:
+                self._ring(store.advance(partition, self._system.now(), self.step()))
+                self._arm(store, guard, key, loop)
+
+        try:
+            self.do(advance)
+        except StoreBusy:
+            self._later(advance)
+
+
+@final
+class _Porter(threading.Thread):
+    """Opens the file, does what may take long, hears the doorbell, and watches the other processes."""
+
+    def __init__(self, backend: SqliteBackend) -> None:
+        super().__init__(name="asyncguard: porter", daemon=True)
+        self._backend = weakref.ref(backend)
+        self._path = backend.path
+        self._store: Store | None = None
+        self._work: deque[tuple[Callable[[Store], Any], concurrent.futures.Future[Any]]] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._bells: Path | None = None
+        self._directory = -1
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._own = ""
+        self._watched: dict[int, int | None] = {}
+        self._is_over = False
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done once nothing of it is left."""
+        self.looks_around = False
+        """Whether there are some whose end no descriptor tells."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is to be done yet, which nothing may overtake."""
+        return bool(self._work)
+
+    def call(self, work: Callable[[Store], T]) -> concurrent.futures.Future[T]:
+        """Have it do something, after what it was given before."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._work.append((work, future))
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
+        return future
+
+    def stop(self) -> None:
+        """Have it end."""
+        self._is_over = True
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
+
+    # --- its thread ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until it is told to stop."""
+        try:
+            backend = self._backend()
+            if backend is None:
+                return
+            try:
+                with unavailable(self._path):
+                    self._store = backend.open(self)
+            except BackendUnavailable as error:
+                backend.dismiss(self)
+                for _, future in self._work:
+                    future.set_exception(error)
+                return
+            for client in self._store.clients():
+                self.ring(client)
+            backend.look_around(self._store)
+            self._do_the_work(self._store)
+            del backend
+            while not self._is_over:
+                events = self._selector.select(_LOOK_AROUND if self.looks_around else None)
+                self._run_once(self._store, events)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        for client in list(self._watched):
+            self._let_be(client)
+        self._selector.close()
+        self._socket.close()
+        if self._bells is not None:
+            (self._bells / self._own).unlink(missing_ok=True)
+            os.close(self._directory)
+        os.close(self._wake)
+        if self._store is not None:
+            self._store.close()
+        self.ended.set_result(None)
+
+    def _run_once(self, store: Store, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        backend = self._backend()
+        if backend is None:
+            self._is_over = True
+            return
+        looks = self.looks_around and not events
+        for key, _ in events:
+            if key.fileobj == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif key.fileobj is self._socket:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._socket.recv(1)
+                self._attempt(backend.read_news, store)
+                looks = looks or self._are_new(store)
+            else:
+                looks = True
+        if looks:
+            self._attempt(backend.look_around, store)
+        self._do_the_work(store)
+
+    def _do_the_work(self, store: Store) -> None:
+        while self._work:
+            work, future = self._work[0]
+            try:
+                with unavailable(self._path):
+                    result = work(store)
+            except StoreBusy:
+                if self._is_over:
+                    return
+                continue
+            except BaseException as error:  # noqa: BLE001 - it is told to whoever asked
+                tell = functools.partial(future.set_exception, error)
+            else:
+                tell = functools.partial(future.set_result, result)
+            self._work.popleft()
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody asks any more
+                tell()
+
+    def _attempt(self, work: Callable[[Store], object], store: Store) -> None:
+        while not self._is_over:
+            try:
+                work(store)
+            except StoreBusy:
+                continue
+            except Exception:  # noqa: BLE001 - the porter goes on
+                _log.exception("asyncguard's porter of %s", self._path)
+            return
+
+    # --- bells ---------------------------------------------------------------------------------
+
+    def hang_up_bell(self, bells: Path, client: int) -> None:
+        """Hear who rings, from now on."""
+        bells.mkdir(mode=0o700, exist_ok=True)
+        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._bells = bells
+        self._own = str(client)
+        (bells / self._own).unlink(missing_ok=True)
+        self._socket.bind(self._bell_of(client))
+        self._selector.register(self._socket, selectors.EVENT_READ)
+
+    def _bell_of(self, client: int) -> str:
+        # A socket's address has room for 108 bytes.
+        return f"/proc/self/fd/{self._directory}/{client}"
+
+    def ring(self, client: int) -> None:
+        """Tell a client that there are news for it."""
+        with contextlib.suppress(OSError):  # it rings already, or nobody is there
+            self._socket.sendto(b"", self._bell_of(client))
+
+    # --- who lives -----------------------------------------------------------------------------
+
+    def _are_new(self, store: Store) -> bool:
+        return any(client not in self._watched and str(client) != self._own for client in store.clients())
+
+    @property
+    def watched(self) -> set[int]:
+        """Those that are watched."""
+        return {*self._watched}
+
+    def watch(self, client: int, pid: int, pids: int) -> bool:
+        """Watch a client's process; False where the system doesn't let us."""
+        if client not in self._watched:
+            self._watched[client] = None
+            if pids != _pids():  # there the same id is somebody else's
+                return False
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:  # it is dead
+                return False
+            self._watched[client] = descriptor
+            self._selector.register(descriptor, selectors.EVENT_READ)
+        return self._watched[client] is not None
+
+    def forget(self, client: int) -> None:
+        """Watch one no more that is gone."""
+        self._let_be(client)
+        if self._bells is not None:
+            (self._bells / str(client)).unlink(missing_ok=True)
+
+    def _let_be(self, client: int) -> None:
+        descriptor = self._watched.pop(client, None)
+        if descriptor is not None:
+            self._selector.unregister(descriptor)
+            os.close(descriptor)
+
+
+_live: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()
+_of_the_parent: list[Any] = []
+"""Connections that a forked child must neither use nor close."""
+
+
+def _forget_the_parent() -> None:
+    for backend in list(_live):
+        _of_the_parent.append((backend._store, backend._porter))  # noqa: SLF001
+        backend._start_anew()  # noqa: SLF001
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)

@@ -1,0 +1,509 @@
+"""The rules of admission in an SQLite file: what the SQLite backend calls, synchronously.
+
+`sqlite.sql` decides, as `asyncguard.admission` does; here is one method for each operation. It runs
+the one statement that is the operation, and after the commit reads what came of it.
+"""
+
+# ruff: noqa: SLF001 - what is stored is put back into the rules' own objects to be pictured
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sqlite3
+import time
+from importlib import resources
+from typing import TYPE_CHECKING, Any, Final, final
+
+from asyncguard.admission import KEEP, Admission, Partition
+from asyncguard.order import FairQueue, queue_for
+from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rate, Rules, Terms, Ticket, new_ticket
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from asyncguard.admission import Setting
+    from asyncguard.errors import Reason
+    from asyncguard.statistics import Snapshot
+    from asyncguard.ticket import Order
+
+VERSION: Final = 1
+"""Of the schema; another one's file is not opened."""
+BITS: Final = 36
+"""A ticket's id is its client's number, shifted by so many bits, plus a number of the client's own."""
+MOST_GRANTS: Final = 500
+"""Tickets that one statement grants at most in a partition."""
+_SPIN_NS = 1_000_000
+_NAP = 0.000_2
+
+_ENTER = "INSERT INTO op_enter VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_LEAVE = "INSERT INTO op_leave VALUES (?,?,?,?,?)"
+_ADVANCE = "INSERT INTO op_advance VALUES (?,?,?)"
+_EVICT = "INSERT INTO op_evict VALUES (?,?,?,?)"
+_CONFIGURE = "INSERT INTO op_configure VALUES (?,?,?,?,?,?,?)"
+_DECLARE = "INSERT INTO op_declare VALUES (?,?,?,?,?,?,?,?,?,?,?,?)"
+_BURY = "INSERT INTO op_bury VALUES (?,?,?)"
+_FORGET = "DELETE FROM ticket WHERE id = ? AND state IN ('refused', 'lost')"
+_ANSWER = "state, arrival, granted, ended, reason, foreseen, met_waiting, met_capacity"
+_READ = f"SELECT {_ANSWER} FROM ticket WHERE id = ?"  # noqa: S608
+_NEWS = f"SELECT id, {_ANSWER} FROM ticket WHERE client = ? AND decided_by IS NOT NULL ORDER BY granted"  # noqa: S608
+_DECIDED = "SELECT client, partition FROM ticket WHERE decided_by = ?"
+_DUE = """
+    SELECT CASE WHEN waiting > 0 AND NOT shut AND opening > ? THEN opening END
+    FROM gate WHERE guard = ? AND key IS ?
+"""
+_GUARD = "SELECT id, declared FROM guard WHERE name = ?"
+_PICTURE_GUARD = "SELECT id, declared, override, paused, ended, mean_hold FROM guard WHERE name = ?"
+_PICTURE_REFUSALS = "SELECT reason, count FROM refusal WHERE guard = ?"
+_PICTURE_RECENT = "SELECT wait, hold FROM recent WHERE id BETWEEN ? * 1000 AND ? * 1000 + 999"
+_PICTURE_PARTITIONS = """
+    SELECT id, key, ordering, override, paused, tat, holders FROM partition
+    WHERE guard = ? AND (idle_from IS NULL OR idle_from > ?) ORDER BY id
+"""
+_PICTURE_TICKETS = """
+    SELECT
+        t.partition, t.id, t.state, t.permits, t.score, t.arrival, t.granted, t.share, t.tenant, t.label,
+        coalesce(c.owner, '')
+    FROM ticket AS t LEFT JOIN client AS c ON c.id = t.client
+    WHERE t.guard = ? AND t.state IN ('waiting', 'held') ORDER BY t.arrival
+"""
+_PICTURE_TENANTS = "SELECT name, tag, share FROM tenant WHERE partition = ? AND waiting > 0"
+_ROOM = """
+    SELECT held, capacity, (SELECT permits FROM head WHERE head.partition = gate.partition)
+    FROM gate WHERE guard = ? AND key IS ?
+"""
+_PARTITION = "SELECT id FROM partition WHERE guard = ? AND key IS ?"
+
+_give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
+
+
+class StoreBusy(Exception):
+    """Another process holds the file's write lock for longer than one may wait for it here."""
+
+
+NOBODY: Final[frozenset[int]] = frozenset()
+
+
+@final
+class Store:
+    """One connection to the file; for one thread at a time.
+
+    Each operation gives the numbers of the clients whose tickets it decided upon, besides the ticket
+    that it was called for: they are to be rung, so that they read their news.
+
+    Nothing here waits, but for the write lock: while another process is inside a statement, at most
+    `patience` seconds; then it raises `StoreBusy`, having done nothing, and may be called again.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, epoch: int, patience: float = 0.001) -> None:
+        self.patience = patience
+        """Seconds; beyond the first millisecond it sleeps, so only a thread of its own should have more."""
+        self.connection = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=64, timeout=10
+        )
+        self._execute = self.connection.cursor().execute
+        self._prepare(epoch)
+        self.epoch: int = self._execute("SELECT epoch FROM store").fetchone()[0]
+        """Ticks to add to the clock's for those since 1970; the same for all who open the file."""
+
+    def _prepare(self, epoch: int) -> None:
+        # Permits don't outlive the host's uptime, so nothing is synced: a crash of a process loses
+        # nothing, and after one of the host there is nothing worth keeping. Small pages make short
+        # commits: each writes whole ones.
+        for pragma in (
+            "page_size = 1024",
+            "journal_mode = WAL",
+            "synchronous = OFF",
+            "recursive_triggers = ON",
+            "secure_delete = OFF",
+            "temp_store = MEMORY",
+        ):
+            self._execute(f"PRAGMA {pragma}")
+        if self._version() == 0:
+            schema = resources.files("asyncguard.backends").joinpath("sqlite.sql").read_text("utf-8")
+            try:
+                self.connection.executescript(f"BEGIN IMMEDIATE; {schema}; COMMIT")
+            except sqlite3.OperationalError:  # another process was faster, or it can't be written
+                if self.connection.in_transaction:
+                    self._execute("ROLLBACK")
+                if self._version() == 0:
+                    raise
+        if self._version() != VERSION:
+            raise ValueError(
+                f"expected schema version {VERSION}, found {self._version()}: another version of AsyncGuard "
+                "made it, so give this one another file"
+            )
+        self._execute("INSERT OR IGNORE INTO store VALUES (1, '', ?)", (epoch,))
+        self._execute("PRAGMA busy_timeout = 0")
+
+    @property
+    def path(self) -> str:
+        """The file."""
+        return str(self._execute("PRAGMA database_list").fetchone()[2])
+
+    def _version(self) -> int:
+        return int(self._execute("PRAGMA user_version").fetchone()[0])
+
+    def _run(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
+        """Run a statement, giving way to another process that is inside one."""
+        try:
+            return self._execute(sql, values)
+        except sqlite3.OperationalError as error:
+            if not _is_busy(error):
+                raise
+        began = time.monotonic_ns()
+        while True:
+            waited = time.monotonic_ns() - began
+            if waited > self.patience * 1e9:
+                raise StoreBusy(StoreBusy.__doc__)
+            if waited < _SPIN_NS:
+                _give_way()
+            else:
+                time.sleep(_NAP)
+            try:
+                return self._execute(sql, values)
+            except sqlite3.OperationalError as error:
+                if not _is_busy(error):
+                    raise
+
+    # --- who asks, and for what ----------------------------------------------------------------
+
+    def register(
+        self, client: int, owner: str, process: tuple[int, int], hold: Callable[[int], object]
+    ) -> None:
+        """Become a client by a number that nobody has; before anybody sees it, `hold` says that it lives.
+
+        A process is its id and the namespace that this is of.
+        """
+        with self._transaction():
+            self._execute("INSERT INTO client VALUES (?, ?, ?, ?)", (client, owner, *process))
+            hold(client)
+
+    def clients(self) -> dict[int, tuple[int, int]]:
+        """List the clients, with their processes."""
+        rows = self._run("SELECT id, pid, pids FROM client", ()).fetchall()
+        return {client: (pid, pids) for client, pid, pids in rows}
+
+    def begin(self, boot: str, epoch: int, now: int, is_alive: Callable[[int], bool]) -> None:
+        """Forget all that was before the host's last boot, when its clock began anew.
+
+        Raises:
+            ValueError: there are clients of another boot, and so of another host.
+        """
+        with self._transaction():
+            before, old_epoch = self._execute("SELECT boot, epoch FROM store").fetchone()
+            if before != boot:
+                if any(is_alive(client) for (client,) in self._execute("SELECT id FROM client").fetchall()):
+                    raise ValueError(
+                        "processes of another host use it, too: each host needs a file of its own, or a "
+                        "backend for several hosts"
+                    )
+                last = self._execute("SELECT max(next_grant, floor) FROM partition, guard").fetchall()
+                latest = max((ticks for (ticks,) in last if ticks), default=0) + old_epoch
+                for table in ("ticket", "tenant", "partition", "recent", "refusal", "guard", "client"):
+                    self._execute(f"DELETE FROM {table}")  # noqa: S608
+                # Tokens grow on, also if the time of day went back meanwhile.
+                self.epoch = max(epoch, latest - now) if before else old_epoch
+                self._execute("UPDATE store SET boot = ?, epoch = ?", (boot, self.epoch))
+            else:
+                self.epoch = old_epoch
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._run("BEGIN IMMEDIATE", ())
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
+        self._execute("COMMIT")
+
+    def is_full_for(self, guard: int, key: str | None, permits: int) -> bool:
+        """Whether the permits that are held keep out one that asks for so many, or the first in line."""
+        row = self._run(_ROOM, (guard, key)).fetchone()
+        if row is None:
+            return False
+        held, capacity, first = row
+        asked = [permits] if first is None else [first, permits]
+        return any(held > 0 if one == EXCLUSIVE else held + one > capacity for one in asked)
+
+    def declare(
+        self, declaration: Declaration, now: int, step: int, *, force: bool = False
+    ) -> tuple[int, Rules]:
+        """Declare a guard: give its number and the rules that stand, which may be another's.
+
+        Those of the highest revision stand, and of one revision those that came first; with `force`
+        these, whatever their revision.
+        """
+        rules = declaration.rules
+        rate = rules.rate
+        values = (
+            declaration.name,
+            _as_text(rules),
+            rules.revision,
+            rules.limit,
+            rules.max_waiting,
+            rules.order,
+            rate.interval if rate else None,
+            rate.burst if rate else 1,
+            rules.max_keys,
+            force,
+            now,
+            step,
+        )
+        self._run(_DECLARE, values)
+        guard, declared = self._run(_GUARD, (declaration.name,)).fetchone()
+        return guard, _as_rules(declared)
+
+    # --- the operations ------------------------------------------------------------------------
+
+    def enter(self, ticket: Ticket, guard: int, now: int, wait: bool = True) -> frozenset[int]:
+        """Grant at once, queue, or refuse with a reason; sent again, it gets its first answer again.
+
+        With `wait=False` a ticket that can't be granted at once leaves no trace and stays new.
+        """
+        terms = ticket.terms
+        values = (
+            ticket.id,
+            guard,
+            ticket.key,
+            terms.permits,
+            terms.patience,
+            terms.priority,
+            terms.tenant,
+            terms.share,
+            terms.label,
+            terms.within,
+            wait,
+            now,
+        )
+        self._run(_ENTER, values)
+        row = self._run(_READ, (ticket.id,)).fetchone()
+        if row is None:
+            return self.decided(ticket.id, now)
+        _answer(ticket, row)
+        if row[0] == "held" and row[2] <= now:  # the first to be granted, so nobody else fits since
+            return NOBODY
+        return self.decided(ticket.id, now)
+
+    def leave(
+        self, ticket: Ticket, now: int, reason: Reason | None = None, *, finished: bool = True
+    ) -> frozenset[int]:
+        """Release if held, withdraw if waiting; idempotent.
+
+        `reason` is why a waiting ticket gives up, where it isn't simply withdrawn. A ticket that was
+        refused or lost meanwhile is told so.
+        """
+        self._run(_LEAVE, (ticket.id, reason, finished, now, ticket.id))
+        if ticket.state == "held":
+            ticket.state = "released"
+            ticket.ended = now
+        elif ticket.state == "waiting":
+            ticket.state = "withdrawn"
+            self.read(ticket)
+        return self.decided(ticket.id, now)
+
+    def advance(self, partition: int, now: int, step: int) -> frozenset[int]:
+        """Grant in order while permits are free."""
+        self._run(_ADVANCE, (partition, now, step))
+        return self.decided(step, now)
+
+    def evict(self, guard: int, ticket_id: int, now: int, step: int) -> frozenset[int]:
+        """Take a ticket out, waiting or held."""
+        self._run(_EVICT, (guard, ticket_id, now, step))
+        return self.decided(step, now)
+
+    def configure(
+        self,
+        guard: int,
+        key: str | None,
+        now: int,
+        step: int,
+        *,
+        limit: Setting = KEEP,
+        paused: bool | None = None,
+    ) -> frozenset[int]:
+        """Set what an operator decides for a key; None: for all. A limit of None clears it."""
+        keep = limit == KEEP
+        self._run(_CONFIGURE, (guard, key, None if keep else limit, keep, paused, now, step))
+        return self.decided(step, now)
+
+    def bury(self, client: int, now: int, step: int) -> frozenset[int]:
+        """Have all tickets of a dead client leave."""
+        clients: set[int] = set()
+        while self._run("SELECT 1 FROM client WHERE id = ?", (client,)).fetchone():
+            self._run(_BURY, (client, now, step))
+            clients |= self.decided(step, now)
+        return frozenset(clients - {client})
+
+    # --- what came of it -----------------------------------------------------------------------
+
+    def decided(self, step: int | str, now: int) -> frozenset[int]:
+        """Whom a step decided upon, having finished it if that was too much for one statement."""
+        rows = self._run(_DECIDED, (step,)).fetchall()
+        if not rows:
+            return NOBODY
+        while len(rows) >= MOST_GRANTS:
+            for partition in {row[1] for row in rows}:
+                self._run(_ADVANCE, (partition, now, step))
+            before, rows = rows, self._run(_DECIDED, (step,)).fetchall()
+            if len(rows) == len(before):
+                break
+        return frozenset(row[0] for row in rows)
+
+    def read(self, ticket: Ticket) -> bool:
+        """Write into a ticket what was decided; False where nothing of it is stored."""
+        row = self._run(_READ, (ticket.id,)).fetchone()
+        if row is not None:
+            _answer(ticket, row)
+        return row is not None
+
+    def news(self, client: int, tickets: Mapping[Any, Ticket]) -> list[Ticket]:
+        """Write into a client's tickets what the steps of others decided; give those that changed."""
+        changed = []
+        for ticket_id, *row in self._run(_NEWS, (client,)).fetchall():
+            ticket = tickets.get(ticket_id)
+            if ticket is not None and ticket.state != row[0]:
+                _answer(ticket, row)
+                changed.append(ticket)
+        return changed
+
+    def forget(self, tickets: Iterable[Ticket]) -> None:
+        """Delete tickets that were refused or lost, once their client knows."""
+        for ticket in tickets:
+            self._run(_FORGET, (ticket.id,))
+
+    def due(self, guard: int, key: str | None, now: int) -> int | None:
+        """The tick at which a key's queue next moves by time alone; None: never."""
+        row = self._run(_DUE, (now, guard, key)).fetchone()
+        return None if row is None else row[0]
+
+    def partition(self, guard: int, key: str | None) -> int | None:
+        """The number of a key's partition; None where it isn't in use."""
+        row = self._run(_PARTITION, (guard, key)).fetchone()
+        return None if row is None else row[0]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    # --- pictures ------------------------------------------------------------------------------
+
+    def inspect(self, name: str, key: str | None, now: int) -> Snapshot:
+        """Picture one key; None: the guard with all its keys.
+
+        It looks at every ticket there is, of other guards too: of one's holders there is no index,
+        which each ticket would pay for.
+        """
+        self._run("BEGIN", ())
+        try:
+            admission = self._restore(name, key, now)
+        finally:
+            self._run("COMMIT", ())
+        if key is None:
+            return admission.inspect(now)
+        return (admission.partitions.get(key) or Partition(admission, key)).inspect(now)
+
+    def _restore(self, name: str, key: str | None, now: int) -> Admission:
+        """Make the rules' own objects of what is stored of a guard; of one key's partition, or of all."""
+        guard, declared, override, paused, ended, mean = self._run(_PICTURE_GUARD, (name,)).fetchone()
+        admission = Admission(Declaration(name, _as_rules(declared)), self.epoch)
+        admission.limit = override
+        admission.paused = bool(paused)
+        statistics = admission.statistics
+        statistics.mean_hold = mean
+        statistics.refused.update(self._run(_PICTURE_REFUSALS, (guard,)).fetchall())
+        for wait, hold in self._run(_PICTURE_RECENT, (guard, guard)).fetchall():
+            statistics.waits.append(wait)
+            statistics.holds.append(hold)
+        restored = {}
+        for row in self._run(_PICTURE_PARTITIONS, (guard, now)).fetchall():
+            if key is None or row[1] == key:
+                partition = restored[row[0]] = _restore_partition(admission, *row[1:6])
+                admission.partitions[row[1]] = partition
+            else:
+                ended += row[6]
+        statistics._ended = ended
+        declaration = Declaration(name, admission.rules)
+        for number, *row in self._run(_PICTURE_TICKETS, (guard,)).fetchall():
+            if number in restored:
+                _restore_ticket(declaration, restored[number], row)
+        for number, partition in restored.items():
+            if isinstance(partition.queue, FairQueue):
+                for tenant_name, tag, share in self._run(_PICTURE_TENANTS, (number,)).fetchall():
+                    tenant = partition.queue._tenants[tenant_name]
+                    tenant.tag, tenant.share = tag, share
+                    partition.queue._place(tenant)
+        return admission
+
+
+def _restore_partition(
+    admission: Admission, key: str | None, order: Order, override: int | None, paused: int, tat: int
+) -> Partition:
+    partition = Partition(admission, key)
+    partition._override = override
+    partition._paused = bool(paused)
+    partition._tat = tat
+    partition._read_rules()
+    partition._order = order  # which follows the rules' once it is empty
+    return partition
+
+
+def _restore_ticket(declaration: Declaration, partition: Partition, row: list[Any]) -> None:
+    ticket_id, state, permits, score, arrival, granted, share, tenant, label, owner = row
+    priority = 0 if partition._order == "lifo" else arrival - score
+    terms = Terms(declaration, owner, permits, None, priority, tenant, share, label)
+    ticket = new_ticket(ticket_id, terms, partition.key)
+    ticket.arrival = arrival
+    ticket.state = state
+    if state == "waiting":
+        partition.queue = partition.queue or queue_for(partition._order)
+        partition.queue.add(ticket)
+        partition.waiting += 1
+        partition._count_special(ticket, 1)
+        return
+    ticket.granted = granted
+    partition.holders.add(ticket)
+    if permits == EXCLUSIVE:
+        partition._exclusive = ticket
+    else:
+        partition.room -= permits - 1
+
+
+def _is_busy(error: sqlite3.OperationalError) -> bool:
+    return error.sqlite_errorcode & 0xFF == sqlite3.SQLITE_BUSY
+
+
+def _answer(ticket: Ticket, row: Any) -> None:
+    """Write a decision into its ticket."""
+    state, arrival, granted, ended, reason, foreseen, waiting, capacity = row
+    ticket.state = state
+    ticket.arrival = arrival
+    if granted is not None:
+        ticket.granted = granted
+    if ended is not None:
+        ticket.ended = ended
+    if reason is not None:
+        ticket.reason = reason
+        ticket.outlook = Outlook(foreseen, waiting, capacity)
+
+
+def _as_text(rules: Rules) -> str:
+    rate = rules.rate and [rules.rate.n, rules.rate.per, rules.rate.burst]
+    return json.dumps(
+        [rules.limit, rules.max_waiting, rules.order, rate, rules.max_keys, rules.revision],
+        separators=(",", ":"),
+    )
+
+
+def _as_rules(text: str) -> Rules:
+    limit, max_waiting, order, rate, max_keys, revision = json.loads(text)
+    return Rules(
+        limit=limit,
+        max_waiting=max_waiting,
+        order=order,
+        rate=rate and Rate(*rate),
+        max_keys=max_keys,
+        revision=revision,
+    )

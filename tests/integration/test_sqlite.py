@@ -1,0 +1,324 @@
+"""Processes that share a file: killed, stopped and forked, and files that can't be used."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+import warnings
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from asyncguard import AsyncGuard, BackendUnavailable
+from asyncguard.backends.sqlite_store import Store
+
+from .servers import connections, send_in_order
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .servers import Server, Servers
+
+WORK = 0.1
+HOLDER = """
+import asyncio, sys
+from asyncguard import AsyncGuard
+
+async def main():
+    async with AsyncGuard(sys.argv[1]).guard("report", max_wait=None) as permit:
+        print(permit.token, flush=True)
+        await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+WORKER = """
+import asyncio, os, sys, time
+from asyncguard import AsyncGuard
+
+url, log = sys.argv[1:]
+file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+def note(what, token):
+    os.write(file, f"{what} {token} {time.monotonic_ns()}\\n".encode())
+
+async def work(guard):
+    while True:
+        async with guard as permit:
+            note("start", permit.token)
+            await asyncio.sleep(0.0005)
+            note("end", permit.token)
+
+async def main():
+    guard = AsyncGuard(url).guard("report", max_wait=None, max_waiting=None)
+    await asyncio.gather(*(work(guard) for _ in range(4)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return f"sqlite://{tmp_path}/guards.db"
+
+
+@pytest.fixture
+def holder(url: str) -> Iterator[subprocess.Popen[str]]:
+    """Have another process hold the permit."""
+    process = subprocess.Popen([sys.executable, "-c", HOLDER, url], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert int(process.stdout.readline()) > 0
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+async def acquire(url: str) -> Any:
+    return await AsyncGuard(url).guard("report").acquire(timeout=5)
+
+
+async def test_the_permit_of_one_that_is_killed_passes_on(holder: subprocess.Popen[str], url: str) -> None:
+    ag = AsyncGuard(url)
+    waits = asyncio.create_task(ag.guard("report").acquire())
+    await asyncio.sleep(0.3)
+    assert not waits.done()
+    holder.kill()
+    killed = time.monotonic()
+    permit = await waits
+    assert time.monotonic() - killed < 1
+    await permit.release()
+    await ag.aclose()
+
+
+async def test_one_that_is_stopped_keeps_its_permit(holder: subprocess.Popen[str], url: str) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report")
+    holder.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1.5):
+                await guard.acquire()
+        assert (await guard.inspect()).in_use == 1
+    finally:
+        holder.send_signal(signal.SIGCONT)
+    await ag.aclose()
+
+
+async def test_one_that_was_killed_before_anybody_came_holds_nothing(
+    holder: subprocess.Popen[str], url: str
+) -> None:
+    holder.kill()
+    await asyncio.to_thread(holder.wait)
+    ag = AsyncGuard(url)
+    permit = await ag.guard("report").acquire(timeout=5)
+    await permit.release()
+    await ag.aclose()
+
+
+def test_a_forked_child_is_a_client_of_its_own(url: str) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report")
+
+    async def work() -> int:
+        permit = await guard.acquire(timeout=5)
+        if child := os.fork():
+            await asyncio.sleep(0.2)
+            await permit.release()
+            await ag.aclose()
+            return child
+        os._exit(asyncio.run(_of_the_child()))
+
+    async def _of_the_child() -> int:
+        async with asyncio.timeout(10):
+            async with guard:  # after its parent
+                return 42 if (await guard.inspect()).in_use == 1 else 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there is a thread
+        try:
+            child = asyncio.run(work())
+        except RuntimeError:  # asyncio.run() within a loop that the child inherited
+            os._exit(3)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (3, 42)
+
+
+def test_under_kills_and_stops_no_two_overlap_and_none_stands_still(url: str, tmp_path: Path) -> None:
+    chance = random.Random(7)  # noqa: S311
+    count = 0
+
+    def start() -> subprocess.Popen[bytes]:
+        nonlocal count
+        count += 1
+        return subprocess.Popen([sys.executable, "-c", WORKER, url, str(tmp_path / f"log {count}")])
+
+    workers = [start() for _ in range(5)]
+    until = time.monotonic() + 8
+    try:
+        while time.monotonic() < until:
+            time.sleep(chance.uniform(0.02, 0.2))
+            victim = chance.randrange(len(workers))
+            if chance.random() < 0.5:
+                workers[victim].kill()
+                workers[victim].wait()
+                workers[victim] = start()
+            else:
+                workers[victim].send_signal(signal.SIGSTOP)
+                time.sleep(chance.uniform(0, 0.1))
+                workers[victim].send_signal(signal.SIGCONT)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    lines = [line.split() for path in tmp_path.glob("log *") for line in path.read_text().splitlines()]
+    moments = {(what, int(token)): int(at) for what, token, at in lines}
+    starts = sorted((token, at) for (what, token), at in moments.items() if what == "start")
+    assert len(starts) > 500
+    assert len(starts) == sum(line[0] == "start" for line in lines), "no token is given twice"
+    for (token, _), (_, following) in itertools.pairwise(starts):
+        # One that was killed at work has no end.
+        assert moments.get(("end", token), 0) <= following, "it began before the one before it had ended"
+        assert moments["start", token] < following, "tokens grow in the order of the grants"
+
+
+async def test_many_loops_and_asyncguards_of_a_process_share_a_file(url: str) -> None:
+    running = 0
+    most = 0
+
+    async def work(ag: AsyncGuard) -> None:
+        nonlocal running, most
+        async with ag.guard("report", max_wait=None):
+            running += 1
+            most = max(most, running)
+            await asyncio.sleep(0.005)
+            running -= 1
+
+    ags = [AsyncGuard(url) for _ in range(4)]
+    threads = [asyncio.to_thread(asyncio.run, work(ag)) for ag in ags for _ in range(3)]
+    await asyncio.gather(*threads, *(work(ag) for ag in ags))
+    assert most == 1
+    for ag in ags:
+        await ag.aclose()
+
+
+# --- files that can't be used ------------------------------------------------------------------
+
+
+def _corrupt(path: Path) -> None:
+    path.write_bytes(b"this is no database" * 1000)
+
+
+def _newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def _directory(path: Path) -> None:
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [(_corrupt, "not a database"), (_newer, "schema version 1, found 99"), (_directory, "unable to open")],
+)
+def test_a_file_that_cannot_be_used_is_told_and_nothing_runs(
+    url: str, tmp_path: Path, spoil: Any, message: str
+) -> None:
+    spoil(tmp_path / "guards.db")
+
+    async def ask() -> None:
+        with pytest.raises(BackendUnavailable, match=message):
+            await acquire(url)
+
+    asyncio.run(ask())
+
+
+def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+
+    async def ask() -> None:
+        with pytest.raises(BackendUnavailable, match="file/guards"):
+            await acquire(f"sqlite://{tmp_path}/file/guards.db")
+
+    asyncio.run(ask())
+
+
+def test_a_file_that_is_mended_can_be_used(url: str, tmp_path: Path) -> None:
+    _corrupt(tmp_path / "guards.db")
+
+    async def ask() -> None:
+        ag = AsyncGuard(url)
+        guard = ag.guard("report")
+        with pytest.raises(BackendUnavailable):
+            await guard.acquire()
+        await asyncio.to_thread((tmp_path / "guards.db").unlink)
+        await (await guard.acquire()).release()
+        await ag.aclose()
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("url", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:guards.db", "sqlite:///a?b=c"])
+def test_a_url_without_a_path_is_told(url: str) -> None:
+    with pytest.raises(ValueError, match="with three slashes"):
+        AsyncGuard(url)
+
+
+def test_a_boot_of_the_host_forgets_what_was_and_tokens_grow_on(tmp_path: Path) -> None:
+    store = Store(tmp_path / "guards.db", epoch=1000)
+    store.begin("first boot", 1000, 10**12, lambda _: False)
+    store.register(7, "host:7", (7, 0), id)
+    with closing(sqlite3.connect(tmp_path / "guards.db")) as other:
+        other.execute("INSERT INTO client VALUES (8, 'host:8', 8, 0)")
+        other.commit()
+    with pytest.raises(ValueError, match="another host"):
+        store.begin("second boot", 900, 5, lambda client: client == 8)
+    store.begin("second boot", 900, 5, lambda _: False)
+    assert store.clients() == {}
+    store.close()
+
+
+# --- the service -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def workers(servers: Servers, url: str) -> Server:
+    return servers.start(
+        *("asyncguard", "serve", "--port", "0", "--workers", "4"),
+        ASYNCGUARD_URL=url,
+        ASYNCGUARD_WORK_SECONDS=str(WORK),
+    )
+
+
+async def test_the_work_of_four_workers_does_not_overlap(workers: Server) -> None:
+    async with connections(workers, 21) as (control, *callers):
+        await asyncio.sleep(1)  # until all of them are there
+        began = time.perf_counter()
+        await send_in_order(callers, control, "/test")
+        answers = await asyncio.gather(*(caller.read() for caller in callers))
+    assert [answer.status for answer in answers] == [200] * 20
+    assert 20 * WORK <= max(answer.at for answer in answers) - began < 20 * WORK + 1
+    ends = sorted(answer.at for answer in answers)
+    assert min(after - before for before, after in itertools.pairwise(ends)) > WORK / 2
+
+
+def test_nothing_is_left_behind_but_the_file(url: str, tmp_path: Path) -> None:
+    async def work() -> None:
+        ag = AsyncGuard(url)
+        async with ag, ag.guard("report"):
+            pass
+
+    asyncio.run(work())
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == ["guards.db", "guards.db-bells", "guards.db-lives"]
+    assert list((tmp_path / "guards.db-bells").iterdir()) == []
