@@ -688,7 +688,8 @@ def terms_for(usual: Terms, ask: Ask) -> Terms:
     unknown = ask.keys() - Ask.__annotations__.keys()
     if unknown:
         raise TypeError(
-            f"unexpected argument {min(unknown)!r}; expected key, {', '.join(Ask.__annotations__)}"
+            f"unexpected argument {min(unknown)!r}; expected key, {', '.join(Ask.__annotations__)}, and hold "
+            "for requests; options such as max_wait are the guard's: ag.guard(name, ...)"
         )
     patience = usual.patience
     timeout = ask.get("timeout")

@@ -41,6 +41,11 @@ class Wrapper:
         self._ask = ask
         if key is not None and not isinstance(key, str) and not callable(key):
             raise TypeError(f"key: expected a parameter's name or a callable, got {key!r}")
+        if getattr(key, "reads_requests", False):
+            raise TypeError(
+                f"key: {key!r} is for require() and GuardMiddleware; the decorator sees the endpoint's "
+                "arguments: name one of them, or give a function of them"
+            )
 
     @overload
     def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...

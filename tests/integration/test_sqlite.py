@@ -268,6 +268,39 @@ def test_a_file_that_is_mended_can_be_used(url: str, tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_is_gone_is_noticed_and_its_permits_are_lost(
+    url: str, tmp_path: Path, is_replaced: bool
+) -> None:
+    def replace() -> None:
+        for path in tmp_path.glob("guards.db*"):
+            path.rename(tmp_path / f"old {path.name}")
+        if is_replaced:
+            _other_file(tmp_path / "guards.db")
+
+    async def ask() -> None:
+        ag = AsyncGuard(url)
+        guard = ag.guard("report")
+        permit = await guard.acquire()
+        waits = asyncio.create_task(guard.acquire())
+        await asyncio.sleep(0.05)
+        await asyncio.to_thread(replace)
+        with pytest.raises(BackendUnavailable, match="deleted or replaced"):
+            await guard.acquire()
+        assert permit.lost
+        with pytest.raises(BackendUnavailable):
+            await waits
+        await (await guard.acquire()).release()
+        await ag.aclose()
+
+    asyncio.run(ask())
+
+
+def _other_file(path: Path) -> None:
+    store = Store(path, epoch=0)
+    store.close()
+
+
 @pytest.mark.parametrize("url", ["sqlite:", "sqlite://", "sqlite:///", "sqlite:guards.db", "sqlite:///a?b=c"])
 def test_a_url_without_a_path_is_told(url: str) -> None:
     with pytest.raises(ValueError, match="with three slashes"):

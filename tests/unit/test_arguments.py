@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncguard import AsyncGuard, Rate
+from asyncguard.http.problems import responses_with
+from asyncguard.http.sources import header
+from asyncguard.observability.logs import log_events
 from asyncguard.testing import force_lost
 
 if TYPE_CHECKING:
@@ -247,3 +250,25 @@ async def test_a_key_function_is_named_when_it_fails(hub: AsyncGuard) -> None:
 
     with pytest.raises(TypeError, match="expected a plain function"):
         hub.guard("report")(key=asynchronous)(build)  # type: ignore[arg-type]
+
+
+def test_sources_of_requests_are_not_the_decorator_s() -> None:
+    with pytest.raises(TypeError, match=r"is for require\(\)"):
+        AsyncGuard().guard("report")(key=header("x-api-key"))
+
+
+def test_statuses_that_guards_do_not_answer_with_are_named() -> None:
+    with pytest.raises(ValueError, match="400, 429 and 503, got 404"):
+        responses_with(404)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logger": "shop"}, "expected a logger"),
+        ({"levels": {"entered": "INFO"}}, "for 'entered', got 'INFO'"),
+    ],
+)
+def test_what_cannot_be_logged_with_is_named(settings: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        log_events(AsyncGuard(), **settings)

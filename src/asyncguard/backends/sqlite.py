@@ -26,6 +26,7 @@ from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
 from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
 from asyncguard.permit import Permit
+from asyncguard.ticket import Outlook
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -137,6 +138,7 @@ class SqliteBackend:
         if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):
             raise ValueError("url: the sqlite backend needs Linux; elsewhere, use memory: (one process)")
         self.path = Path(path)
+        self._name = path
         self.namespace = namespace
         self.place: object = ("sqlite", path, namespace)
         self.assumptions = (
@@ -158,6 +160,7 @@ class SqliteBackend:
         self._inside = False
         """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
         self._store: Store | None = None
+        self._inode: tuple[int, int] | None = None
         self._porter: _Porter | None = None
         self.client = secrets.randbits(_CLIENT_BITS) or 1
         """Our number: the first part of our tickets' ids."""
@@ -196,7 +199,37 @@ class SqliteBackend:
         store.register(self.client, self.owner, (os.getpid(), _pids()), self._lives.hold)
         with self._lock:
             self._store = Store(self.path, epoch=store.epoch, patience=_MOMENT)
+            self._inode = self._inode_now()
         return store
+
+    def _inode_now(self) -> tuple[int, int] | None:
+        try:
+            seen = os.stat(self._name)  # noqa: PTH116 - in half the time
+        except FileNotFoundError:
+            return None
+        return seen.st_dev, seen.st_ino
+
+    def _check_file(self) -> None:
+        """See that the file is the one that was opened: whoever opens another knows nothing of this one.
+
+        Raises:
+            ValueError: it was deleted or replaced, so all permits are lost; the next call opens what is there.
+        """
+        if self._inode_now() == self._inode:
+            return
+        with self._lock:
+            lost, porter = list(self.tickets.values()), self._porter
+            _of_others.append(self._store)  # to close it would drop this process's locks on its successor
+            self._start_anew()
+        if porter is not None:
+            porter.stop()
+        for ticket in lost:
+            ticket.state = "lost" if ticket.state == "held" else "refused"
+            ticket.reason = "unavailable"
+            ticket.outlook = Outlook(None, 0, ticket.terms.guard.rules.limit)
+            ticket.ended = self._system.now()
+            ticket.notify()
+        raise ValueError("it was deleted or replaced, so permits taken until now are lost; try again")
 
     def dismiss(self, porter: _Porter) -> None:
         """Have another one come, who may find the file in a better state."""
@@ -302,6 +335,7 @@ class SqliteBackend:
         self.tickets[ticket.id] = ticket
 
         def enter(store: Store) -> None:
+            self._check_file()
             guard = self._number(store, ticket.terms.guard)
             ticket.partition = Place(self, guard, ticket.key)  # type: ignore[assignment]
             self._ring(store.enter(ticket, guard, self._system.now(), wait))
@@ -320,13 +354,13 @@ class SqliteBackend:
             self.do(enter)
         except StoreBusy:
             if not wait:
-                del self.tickets[ticket.id]
+                self.tickets.pop(ticket.id, None)
                 return asyncio.get_running_loop().create_future()
             answer = self._hire().call(enter_later)
             answer.add_done_callback(lambda done: self._see(ticket, done))
             return asyncio.wrap_future(answer)
         except BackendUnavailable:
-            del self.tickets[ticket.id]
+            self.tickets.pop(ticket.id, None)
             raise
         return None
 
@@ -686,13 +720,13 @@ class _Porter(threading.Thread):
 
 
 _live: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()
-_of_the_parent: list[Any] = []
-"""Connections that a forked child must neither use nor close."""
+_of_others: list[Any] = []
+"""Connections that must not be closed: those of a forked child's parent, and to files that were replaced."""
 
 
 def _forget_the_parent() -> None:
     for backend in list(_live):
-        _of_the_parent.append((backend._store, backend._porter))  # noqa: SLF001
+        _of_others.append((backend._store, backend._porter))  # noqa: SLF001
         backend._start_anew()  # noqa: SLF001
 
 

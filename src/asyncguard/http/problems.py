@@ -183,7 +183,13 @@ def responses_with(*statuses: Literal[400, 429]) -> dict[int | str, dict[str, An
     """Describe a guarded endpoint that may answer with these besides: `responses=responses_with(429)`.
 
     429 tells callers that ask too often, and 400 those whose request has no key where it needs one.
+
+    Raises:
+        ValueError: guards answer with no such status.
     """
+    for status in statuses:
+        if status not in _DESCRIPTIONS:
+            raise ValueError(f"expected statuses among 400, 429 and 503, got {status!r}")
     return {status: _response(HTTPStatus(status)) for status in (503, *statuses)}
 
 

@@ -6,7 +6,7 @@ import hashlib
 import ipaddress
 import uuid
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, final
 
 from asyncguard.errors import GuardError
 from asyncguard.keys import MAX_KEY, as_key
@@ -54,6 +54,7 @@ def _digest(text: str) -> str:
 @final
 @dataclass(frozen=True, slots=True)
 class _Header:
+    reads_requests: ClassVar = True
     name: bytes
     default: str
     secret: bool
@@ -100,6 +101,7 @@ _UNKNOWN: Final = "unknown"
 @final
 @dataclass(frozen=True, slots=True)
 class _ClientIP:
+    reads_requests: ClassVar = True
     trusted: tuple[_Network, ...]
     trusts_unix: bool
 
@@ -181,6 +183,7 @@ def _address(text: str) -> _Address | None:
 @final
 @dataclass(frozen=True, slots=True)
 class _PathParam:
+    reads_requests: ClassVar = True
     name: str
 
     def __call__(self, scope: Scope) -> Any:
@@ -188,8 +191,9 @@ class _PathParam:
             value = scope["path_params"][self.name]
         except KeyError:
             raise LookupError(
-                f"path_param: the route of {scope.get('path')!r} has no parameter {self.name!r}; middleware, "
-                "which runs before the route is known, computes a key from the scope's path"
+                f"path_param: the route of {scope.get('path')!r} has no parameter {self.name!r}; it has "
+                f"{', '.join(scope.get('path_params') or ()) or 'none'} (in middleware none are known yet: "
+                "there, compute a key from the scope's path)"
             ) from None
         return value if isinstance(value, str | int | uuid.UUID) else str(value)
 

@@ -43,12 +43,18 @@ def log_events(
     `asyncguard` of a record has all fields of the `Event` as a dict, for machines.
 
     Raises:
+        TypeError: `logger` is no logger, or a level no number.
         ValueError: `levels` names what is no kind of event.
     """
     logger = logger or logging.getLogger("asyncguard.events")
+    if not callable(getattr(logger, "isEnabledFor", None)):
+        raise TypeError(f"logger: expected a logger, as logging.getLogger() gives, got {logger!r}")
     unknown = (levels or {}).keys() - LEVELS.keys()
     if unknown:
         raise ValueError(f"levels: expected some of {', '.join(LEVELS)}, got {min(unknown)!r}")
+    for kind, level in (levels or {}).items():
+        if not isinstance(level, int):
+            raise TypeError(f"levels: expected a number such as logging.INFO for {kind!r}, got {level!r}")
     level_of = {**LEVELS, **(levels or {})}
 
     def log(event: Event) -> None:
