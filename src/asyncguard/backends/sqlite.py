@@ -213,7 +213,7 @@ class SqliteBackend:
         """See that the file is the one that was opened: whoever opens another knows nothing of this one.
 
         Raises:
-            ValueError: it was deleted or replaced, so all permits are lost; the next call opens what is there.
+            ValueError: it was deleted or replaced: all permits are lost, and the next call opens it anew.
         """
         if self._inode_now() == self._inode:
             return
