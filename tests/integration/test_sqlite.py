@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from asyncguard import AsyncGuard, BackendUnavailable
+from asyncguard.backends.lives import Lives
 from asyncguard.backends.sqlite_store import Store
 
 from .servers import connections, send_in_order
@@ -307,18 +308,30 @@ def test_a_url_without_a_path_is_told(url: str) -> None:
         AsyncGuard(url)
 
 
-def test_a_boot_of_the_host_forgets_what_was_and_tokens_grow_on(tmp_path: Path) -> None:
+def test_a_boot_of_the_host_forgets_what_was(tmp_path: Path) -> None:
+    lives = Lives.of(tmp_path / "lives")
     store = Store(tmp_path / "guards.db", epoch=1000)
-    store.begin("first boot", 1000, 10**12, lambda _: False)
-    store.register(7, "host:7", (7, 0), id)
-    with closing(sqlite3.connect(tmp_path / "guards.db")) as other:
-        other.execute("INSERT INTO client VALUES (8, 'host:8', 8, 0)")
-        other.commit()
+    store.begin("first boot", lives, 1000, 10**12)
+    store.register(7, "host:7", (7, 0), lives.hold)
     with pytest.raises(ValueError, match="another host"):
-        store.begin("second boot", 900, 5, lambda client: client == 8)
-    store.begin("second boot", 900, 5, lambda _: False)
+        store.begin("second boot", lives, 900, 5)
+    lives.let_go(7)
+    store.begin("second boot", lives, 900, 5)
     assert store.clients() == {}
     store.close()
+
+
+def test_where_nobody_can_tell_who_lives_the_file_is_not_used(
+    holder: subprocess.Popen[str], url: str, tmp_path: Path
+) -> None:
+    assert holder.poll() is None
+    (tmp_path / "guards.db-lives").unlink()
+
+    async def ask() -> None:
+        with pytest.raises(BackendUnavailable, match="-lives was deleted or replaced"):
+            await acquire(url)
+
+    asyncio.run(ask())
 
 
 # --- the service -------------------------------------------------------------------------------

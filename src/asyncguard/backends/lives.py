@@ -28,6 +28,9 @@ class Lives:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        opened = os.fstat(descriptor)
+        self.identity = f"{opened.st_dev}:{opened.st_ino}"
+        """Which file it is; another one of the same name has another."""
         self._ours: set[int] = set()
         """A process doesn't see its own locks."""
 

@@ -43,6 +43,8 @@ _PATIENCE: Final = 0.5
 """Seconds for which the porter waits for the file's lock, before it looks around again."""
 _MOMENT: Final = 0.001
 """Seconds for which an event loop does."""
+_STEPS_TO_TIDY: Final = 256
+"""Steps after which the porter moves what was written from SQLite's log into the file."""
 _LEAST_VERSION: Final = (3, 40)
 _DISTANT: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
@@ -166,6 +168,7 @@ class SqliteBackend:
         """Our number: the first part of our tickets' ids."""
         self._numbers: dict[Declaration, int] = {}
         self._counter = itertools.count(1)
+        self._steps = 0
         self._alarms: dict[tuple[int, str | None, asyncio.AbstractEventLoop], int] = {}
 
     # --- opening and closing -------------------------------------------------------------------
@@ -193,12 +196,13 @@ class SqliteBackend:
         self._lives = Lives.of(Path(f"{self.path}-lives"))
         store = Store(self.path, epoch=self._system.epoch, patience=_PATIENCE)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        store.begin(boot, self._system.epoch, self._system.now(), self._lives.is_alive)
+        store.begin(boot, self._lives, self._system.epoch, self._system.now())
         self._file_clock.epoch = store.epoch
         porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
         store.register(self.client, self.owner, (os.getpid(), _pids()), self._lives.hold)
         with self._lock:
             self._store = Store(self.path, epoch=store.epoch, patience=_MOMENT)
+            self._store.leave_tidying_to_others()
             self._inode = self._inode_now()
         return store
 
@@ -272,11 +276,14 @@ class SqliteBackend:
             if store is None or self._inside or self._hire().is_busy:  # what comes later mustn't overtake
                 raise StoreBusy
             self._inside = True
+            self._steps += 1
             try:
                 with unavailable(self.path):
                     return work(store)
             finally:
                 self._inside = False
+                if self._steps % _STEPS_TO_TIDY == 0:
+                    self._hire().tidy()
 
     def _later(self, work: Callable[[Store], T]) -> Awaitable[Any] | None:
         future = self._hire().call(work)
@@ -457,10 +464,10 @@ class SqliteBackend:
             final = [ticket for ticket in changed if ticket.state in ("refused", "lost")]
             for ticket in final:
                 self.tickets.pop(ticket.id, None)
+        for ticket in changed:  # first, as what follows may find the file busy, and isn't done again
+            if not ticket.notify():
+                self.abandon(ticket)
         store.forget(final)
-        for ticket in changed:
-            if not ticket.notify() and self.tickets.pop(ticket.id, None) is not None:
-                self._ring(store.leave(ticket, self._system.now(), finished=False))
 
     def look_around(self, store: Store) -> None:
         """Watch who came, and bury who is dead."""
@@ -547,6 +554,7 @@ class _Porter(threading.Thread):
         self._own = ""
         self._watched: dict[int, int | None] = {}
         self._is_over = False
+        self._is_untidy = False
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
         self.looks_around = False
@@ -564,6 +572,12 @@ class _Porter(threading.Thread):
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)
         return future
+
+    def tidy(self) -> None:
+        """Have it tidy up, when it finds the time."""
+        self._is_untidy = True
+        with contextlib.suppress(OSError):
+            os.eventfd_write(self._wake, 1)
 
     def stop(self) -> None:
         """Have it end."""
@@ -632,6 +646,9 @@ class _Porter(threading.Thread):
         if looks:
             self._attempt(backend.look_around, store)
         self._do_the_work(store)
+        if self._is_untidy:
+            self._is_untidy = False
+            self._attempt(Store.tidy, store)
 
     def _do_the_work(self, store: Store) -> None:
         while self._work:

@@ -23,6 +23,7 @@ PRAGMA user_version = 1;
 -- The one row about the file itself.
 CREATE TABLE store (
     id INTEGER PRIMARY KEY CHECK (id = 1),
+    lives TEXT NOT NULL,             -- which file says who lives
     boot TEXT NOT NULL,              -- the host's boot since which it is used: each starts its clock anew
     epoch INTEGER NOT NULL           -- ticks to add for those since 1970: one for all, or tokens would differ
 ) STRICT;

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from asyncguard.admission import Setting
+    from asyncguard.backends.lives import Lives
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Order
@@ -134,7 +135,7 @@ class Store:
                 f"expected schema version {VERSION}, found {self._version()}: another version of AsyncGuard "
                 "made it, so give this one another file"
             )
-        self._execute("INSERT OR IGNORE INTO store VALUES (1, '', ?)", (epoch,))
+        self._execute("INSERT OR IGNORE INTO store (id, lives, boot, epoch) VALUES (1, '', '', ?)", (epoch,))
         self._execute("PRAGMA busy_timeout = 0")
 
     @property
@@ -185,16 +186,31 @@ class Store:
         rows = self._run("SELECT id, pid, pids FROM client", ()).fetchall()
         return {client: (pid, pids) for client, pid, pids in rows}
 
-    def begin(self, boot: str, epoch: int, now: int, is_alive: Callable[[int], bool]) -> None:
+    def leave_tidying_to_others(self) -> None:
+        """Let the log grow: to move it into the file takes milliseconds."""
+        self._execute("PRAGMA wal_autocheckpoint = 0")
+
+    def tidy(self) -> None:
+        """Move what was written from the log into the file, as far as nobody reads it."""
+        self._execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def begin(self, boot: str, lives: Lives, epoch: int, now: int) -> None:
         """Forget all that was before the host's last boot, when its clock began anew.
 
         Raises:
-            ValueError: there are clients of another boot, and so of another host.
+            ValueError: there are clients of another boot, and so of another host; or nobody can tell who
+                lives, as the file that says it was replaced.
         """
         with self._transaction():
-            before, old_epoch = self._execute("SELECT boot, epoch FROM store").fetchone()
+            before, known, old_epoch = self._execute("SELECT boot, lives, epoch FROM store").fetchone()
+            clients = [client for (client,) in self._execute("SELECT id FROM client").fetchall()]
+            if before == boot and known != lives.identity and clients:
+                raise ValueError(
+                    "the file of the same name with -lives was deleted or replaced, so that nobody can tell "
+                    "which of the processes that use it live: end them all, and delete both"
+                )
             if before != boot:
-                if any(is_alive(client) for (client,) in self._execute("SELECT id FROM client").fetchall()):
+                if any(lives.is_alive(client) for client in clients):
                     raise ValueError(
                         "processes of another host use it, too: each host needs a file of its own, or a "
                         "backend for several hosts"
@@ -208,6 +224,7 @@ class Store:
                 self._execute("UPDATE store SET boot = ?, epoch = ?", (boot, self.epoch))
             else:
                 self.epoch = old_epoch
+            self._execute("UPDATE store SET lives = ?", (lives.identity,))
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
