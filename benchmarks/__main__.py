@@ -8,10 +8,15 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import memory, overload, requests
+from benchmarks import memory, overload, requests, sqlite
 from benchmarks.table import Progress, write_json
 
-QUESTIONS = {"memory": memory.measure, "requests": requests.measure, "overload": overload.measure}
+QUESTIONS = {
+    "memory": memory.measure,
+    "sqlite": sqlite.measure,
+    "requests": requests.measure,
+    "overload": overload.measure,
+}
 
 
 def main(names: list[str]) -> int:

@@ -58,14 +58,16 @@ class Row:
         return f"{self.name:44}{self.ratio:10.2f}   {verdict}"
 
 
-def interleaved(what: str, runs: Mapping[str, Callable[[], float]], progress: Progress) -> dict[str, float]:
+def interleaved(
+    what: str, runs: Mapping[str, Callable[[], float]], progress: Progress, *, rounds: int = ROUNDS
+) -> dict[str, float]:
     """Run all in turn, several times, and take the median of each."""
     figures: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(ROUNDS):
-        progress.say(f"{what}, round {number + 1} of {ROUNDS}")
+    for number in range(rounds):
+        progress.say(f"{what}, round {number + 1} of {rounds}")
         for name, run in runs.items():
             figures[name].append(run())
-    return {name: statistics.median(rounds) for name, rounds in figures.items()}
+    return {name: statistics.median(values) for name, values in figures.items()}
 
 
 def write_json(rows: list[Row], path: Path) -> None:

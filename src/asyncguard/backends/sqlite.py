@@ -29,7 +29,7 @@ from asyncguard.permit import Permit
 from asyncguard.ticket import Outlook
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import Awaitable, Callable, Iterable
 
     from asyncguard.admission import Setting
     from asyncguard.clock import Clock, Timer
@@ -90,17 +90,13 @@ class Place:
         return self._backend.do(lambda store: store.is_full_for(self.guard, self.key, ticket.terms.permits))
 
 
-@contextlib.contextmanager
-def unavailable(path: Path) -> Iterator[None]:
-    """Say what is wrong with the file.
+_FAULTS: Final = (sqlite3.Error, OSError, ValueError)
+"""What is wrong with a file, as it shows."""
 
-    Raises:
-        BackendUnavailable: it can't be used.
-    """
-    try:
-        yield
-    except (sqlite3.Error, OSError, ValueError) as error:
-        raise BackendUnavailable(f"the file {str(path)!r} can't be used: {error}") from error
+
+def unavailable(path: Path, fault: BaseException) -> BackendUnavailable:
+    """Say what is wrong with a file."""
+    return BackendUnavailable(f"the file {str(path)!r} can't be used: {fault}")
 
 
 def check_file_system(directory: Path) -> None:
@@ -278,8 +274,9 @@ class SqliteBackend:
             self._inside = True
             self._steps += 1
             try:
-                with unavailable(self.path):
-                    return work(store)
+                return work(store)
+            except _FAULTS as error:
+                raise unavailable(self.path, error) from error
             finally:
                 self._inside = False
                 if self._steps % _STEPS_TO_TIDY == 0:
@@ -594,10 +591,11 @@ class _Porter(threading.Thread):
             if backend is None:
                 return
             try:
-                with unavailable(self._path):
-                    self._store = backend.open(self)
-            except BackendUnavailable as error:
+                self._store = backend.open(self)
+            except _FAULTS as fault:
                 backend.dismiss(self)
+                error = unavailable(self._path, fault)
+                error.__cause__ = fault
                 for _, future in self._work:
                     future.set_exception(error)
                 return
@@ -654,12 +652,15 @@ class _Porter(threading.Thread):
         while self._work:
             work, future = self._work[0]
             try:
-                with unavailable(self._path):
-                    result = work(store)
+                result = work(store)
             except StoreBusy:
                 if self._is_over:
                     return
                 continue
+            except _FAULTS as fault:
+                error = unavailable(self._path, fault)
+                error.__cause__ = fault
+                tell = functools.partial(future.set_exception, error)
             except BaseException as error:  # noqa: BLE001 - it is told to whoever asked
                 tell = functools.partial(future.set_exception, error)
             else:
