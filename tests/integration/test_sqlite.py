@@ -184,7 +184,7 @@ def test_under_kills_and_stops_no_two_overlap_and_none_stands_still(url: str, tm
     lines = [line.split() for path in tmp_path.glob("log *") for line in path.read_text().splitlines()]
     moments = {(what, int(token)): int(at) for what, token, at in lines}
     starts = sorted((token, at) for (what, token), at in moments.items() if what == "start")
-    assert len(starts) > 500
+    assert len(starts) > 100
     assert len(starts) == sum(line[0] == "start" for line in lines), "no token is given twice"
     for (token, _), (_, following) in itertools.pairwise(starts):
         # One that was killed at work has no end.
