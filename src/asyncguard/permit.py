@@ -81,21 +81,17 @@ def _no_task() -> None:
 
 
 class Scope:
-    """The guarded blocks that a task is in, or that a thread works for, and the request that it serves."""
+    """The guarded blocks that a task is in, or that a thread works for."""
 
-    __slots__ = ("innermost", "loop", "served", "task")
+    __slots__ = ("innermost", "loop", "task")
 
-    def __init__(
-        self,
-        task: asyncio.Task[Any] | None,
-        loop: asyncio.AbstractEventLoop | None,
-        served: Exchange | None = None,
-    ) -> None:
+    served: Exchange | None = None
+    """The exchange that is served here, if any; most serve none, so only others have room for it."""
+
+    def __init__(self, task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> None:
         self.task = weakref.ref(task) if task is not None else _no_task
         """The task, which mustn't live on because of its permits; none: a thread does its work."""
         self.loop = loop
-        self.served = served
-        """The exchange that is served here, if any."""
         self.innermost: Permit | None = None
         """The permit of the innermost block; those of the blocks around it follow by `outer`."""
 
@@ -114,15 +110,31 @@ class Scope:
                 inner.outer = permit.outer
 
 
+@final
+class ServingScope(Scope):
+    """That of a task, or a thread, that was started to serve a request."""
+
+    __slots__ = ("served",)
+
+
+def _scope_of(task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> Scope:
+    """Make a scope that serves what the one serves that is around."""
+    around = scope_var.get()
+    if around is None or around.served is None:
+        return Scope(task, loop)
+    scope = ServingScope(task, loop)
+    scope.served = around.served
+    return scope
+
+
 scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=None)
 """Set once in a task, and once for a request: to set it for each block would cost more than all the rest."""
 
 
 def open_scope() -> Scope:
     """Begin the scope of the running task, which serves what the task serves that started it."""
-    around = scope_var.get()
     loop = asyncio.get_running_loop()
-    scope = Scope(current_task(loop), loop, around.served if around is not None else None)
+    scope = _scope_of(current_task(loop), loop)
     scope_var.set(scope)
     return scope
 
@@ -140,8 +152,7 @@ def scope_here() -> Scope:
 
 def open_scope_of_thread(permit: Permit) -> None:
     """Have the calling thread run under a permit that a task took for it."""
-    around = scope_var.get()
-    scope = Scope(None, None, around.served if around is not None else None)
+    scope = _scope_of(None, None)
     scope.innermost = permit
     scope_var.set(scope)
 

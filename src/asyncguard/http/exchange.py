@@ -70,6 +70,7 @@ class Exchange(ScopeOfTask):
         "_waiting",
         "_working",
         "is_open",
+        "served",
     )
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, settings: Settings) -> None:
@@ -98,7 +99,8 @@ class Exchange(ScopeOfTask):
         """Those of them whose blocks have ended."""
         loop = asyncio.get_running_loop()
         task = running_tasks.get(loop) or current_task(loop)
-        super().__init__(task, loop, self)
+        super().__init__(task, loop)
+        self.served = self
         around = self._around = scope_var.get()
         """What the task does besides, as it makes this request in process."""
         if around is not None and around.task() is task:
