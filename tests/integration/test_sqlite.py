@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
-import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
 import time
-import warnings
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncguard import AsyncGuard, BackendUnavailable
+from asyncguard import AsyncGuard, BackendUnavailable, Draining, Rate
 from asyncguard.backends.lives import Lives
 from asyncguard.backends.sqlite_store import Store
 
@@ -43,6 +42,27 @@ asyncio.run(main())
 """
 
 
+FORKS = """
+import asyncio, os, sys
+from asyncguard import AsyncGuard
+
+guard = AsyncGuard(sys.argv[1]).guard("report", max_wait=5)
+
+async def use():
+    async with guard:
+        return "in"
+
+if sys.argv[2] == "after":
+    asyncio.run(use())
+if os.fork():
+    os.wait()
+else:
+    try:
+        print(asyncio.run(use()), flush=True)
+    except Exception as error:
+        print(error, flush=True)
+    os._exit(0)
+"""
 WORKER = """
 import asyncio, os, sys, time
 from asyncguard import AsyncGuard
@@ -127,31 +147,12 @@ async def test_one_that_was_killed_before_anybody_came_holds_nothing(
     await ag.aclose()
 
 
-def test_a_forked_child_is_a_client_of_its_own(url: str) -> None:
-    ag = AsyncGuard(url)
-    guard = ag.guard("report")
-
-    async def work() -> int:
-        permit = await guard.acquire(timeout=5)
-        if child := os.fork():
-            await asyncio.sleep(0.2)
-            await permit.release()
-            await ag.aclose()
-            return child
-        os._exit(asyncio.run(_of_the_child()))
-
-    async def _of_the_child() -> int:
-        async with asyncio.timeout(10):
-            async with guard:  # after its parent
-                return 42 if (await guard.inspect()).in_use == 1 else 1
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # there is a thread
-        try:
-            child = asyncio.run(work())
-        except RuntimeError:  # asyncio.run() within a loop that the child inherited
-            os._exit(3)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) in (3, 42)
+@pytest.mark.parametrize(("when", "said"), [("before", "in"), ("after", "it was forked from one")])
+def test_a_process_may_fork_before_it_uses_the_file_and_else_is_told(url: str, when: str, said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, url, when], capture_output=True, text=True, check=True, timeout=50
+    )
+    assert said in done.stdout
 
 
 def test_under_kills_and_stops_no_two_overlap_and_none_stands_still(url: str, tmp_path: Path) -> None:
@@ -368,3 +369,99 @@ def test_nothing_is_left_behind_but_the_file(url: str, tmp_path: Path) -> None:
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == ["guards.db", "guards.db-bells", "guards.db-lives"]
     assert list((tmp_path / "guards.db-bells").iterdir()) == []
+
+
+# --- what the attack found ---------------------------------------------------------------------
+
+
+async def test_a_pace_leaves_nobody_behind(url: str) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", limit=1000, max_waiting=None, max_wait=None, rate=Rate(2000, per=1))
+
+    async def enter() -> None:
+        async with guard:
+            pass
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(enter() for _ in range(200)))
+    await ag.aclose()
+
+
+async def test_a_second_permit_waits_while_the_file_is_busy(url: str, tmp_path: Path) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", limit=2)
+    async with guard:
+        other = await asyncio.to_thread(_lock, tmp_path / "guards.db")
+        asyncio.get_running_loop().call_later(0.3, other.execute, "ROLLBACK")
+        async with guard:
+            pass
+    assert (await guard.inspect()).in_use == 0
+    other.close()
+    await ag.aclose()
+
+
+async def test_where_the_file_cannot_be_opened_all_are_told(url: str, tmp_path: Path) -> None:
+    await asyncio.to_thread((tmp_path / "guards.db").mkdir)
+    guard = AsyncGuard(url).guard("report", max_wait=None)
+    left, stays = (asyncio.create_task(guard.acquire()) for _ in range(2))
+    await asyncio.sleep(0)
+    left.cancel()
+    with pytest.raises(BackendUnavailable):
+        await asyncio.wait_for(stays, 10)
+
+
+async def test_a_bell_that_was_missed_is_made_up_for(url: str, tmp_path: Path) -> None:
+    one, other = AsyncGuard(url), AsyncGuard(url)
+    async with other.guard("report"):
+        pass
+    permit = await one.guard("report").acquire()
+    waits = asyncio.create_task(other.guard("report").acquire())
+    await asyncio.sleep(0.2)
+    await asyncio.to_thread(_silence, tmp_path / "guards.db-bells")
+    await permit.release()
+    async with asyncio.timeout(10):
+        await (await waits).release()
+    await one.aclose()
+    await other.aclose()
+
+
+def _silence(bells: Path) -> None:
+    for bell in bells.iterdir():
+        bell.unlink()
+
+
+async def test_closing_while_others_enter_leaves_nothing_behind(url: str) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", max_wait=10)
+    until = time.monotonic() + 3
+
+    async def work(closes: bool) -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(Draining):
+                async with guard:
+                    pass
+            if closes:
+                await ag.aclose()
+
+    await asyncio.gather(*(asyncio.to_thread(asyncio.run, work(number == 0)) for number in range(3)))
+    other = AsyncGuard(url)
+    assert (await other.guard("report", max_wait=10).inspect()).in_use == 0
+    await other.aclose()
+    await ag.aclose()
+
+
+async def test_closing_waits_for_a_file_that_is_busy(url: str, tmp_path: Path) -> None:
+    ag = AsyncGuard(url)
+    async with ag.guard("report"):
+        pass
+    other = await asyncio.to_thread(_lock, tmp_path / "guards.db")
+    asyncio.get_running_loop().call_later(1, other.execute, "ROLLBACK")
+    await ag.aclose()
+    assert other.execute("SELECT count(*) FROM client").fetchone() == (0,)
+    other.close()
+
+
+def _lock(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    return connection

@@ -15,6 +15,7 @@ import selectors
 import socket
 import sqlite3
 import threading
+import time
 import weakref
 from collections import deque
 from pathlib import Path
@@ -87,7 +88,12 @@ class Place:
 
     def is_full_for(self, ticket: Ticket) -> bool:
         """Whether the permits that are held keep a ticket out, and not a pause or the pace."""
-        return self._backend.do(lambda store: store.is_full_for(self.guard, self.key, ticket.terms.permits))
+        try:
+            return self._backend.do(
+                lambda store: store.is_full_for(self.guard, self.key, ticket.terms.permits)
+            )
+        except (StoreBusy, BackendUnavailable):
+            return False
 
 
 _FAULTS: Final = (sqlite3.Error, OSError, ValueError)
@@ -144,6 +150,7 @@ class SqliteBackend:
             "process keeps its permits while it lives, however long it is stopped"
         )
         self._system = clock
+        self._lock = threading.RLock()
         self._file_clock = _FileClock(clock)
         self.clock: Clock = self._file_clock
         self._start_anew()
@@ -154,7 +161,6 @@ class SqliteBackend:
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self.tickets: dict[int | str, Ticket] = {}
         """Those that hold or wait, or whose answer is on its way."""
-        self._lock = threading.RLock()
         self._inside = False
         """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
         self._store: Store | None = None
@@ -171,6 +177,11 @@ class SqliteBackend:
 
     def _hire(self) -> _Porter:
         """Find the porter, who opens the file."""
+        if self._name in _forked:
+            raise BackendUnavailable(
+                f"the file {self._name!r} can't be used in this process, as it was forked from one that had "
+                "used it already: use the guard only after the fork, or spawn the process"
+            )
         with self._lock:
             if self._porter is None:
                 self._porter = _Porter(self)
@@ -196,9 +207,10 @@ class SqliteBackend:
         self._file_clock.epoch = store.epoch
         porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
         store.register(self.client, self.owner, (os.getpid(), _pids()), self._lives.hold)
+        ours = Store(self.path, epoch=store.epoch, patience=_MOMENT)
+        ours.leave_tidying_to_others()
         with self._lock:
-            self._store = Store(self.path, epoch=store.epoch, patience=_MOMENT)
-            self._store.leave_tidying_to_others()
+            self._store = ours
             self._inode = self._inode_now()
         return store
 
@@ -215,6 +227,8 @@ class SqliteBackend:
         Raises:
             ValueError: it was deleted or replaced: all permits are lost, and the next call opens it anew.
         """
+        if self._inode is None:  # another has noticed it before
+            raise ValueError("it was deleted or replaced; try again")
         if self._inode_now() == self._inode:
             return
         with self._lock:
@@ -231,11 +245,16 @@ class SqliteBackend:
             ticket.notify()
         raise ValueError("it was deleted or replaced, so permits taken until now are lost; try again")
 
+    @property
+    def anybody_waits(self) -> bool:
+        """Whether tickets of ours wait."""
+        return any(ticket.state == "waiting" for ticket in list(self.tickets.values()))
+
     def dismiss(self, porter: _Porter) -> None:
         """Have another one come, who may find the file in a better state."""
         with self._lock:
             if self._porter is porter:
-                self._porter = None
+                self._start_anew()
 
     async def aclose(self) -> None:
         porter = self._porter
@@ -251,7 +270,12 @@ class SqliteBackend:
                 return False
             ours, porter, client = self._store, self._porter, self.client
             self._start_anew()
-        store.bury(client, self._system.now(), client << BITS)
+        while True:
+            try:
+                store.bury(client, self._system.now(), client << BITS)
+                break
+            except StoreBusy:
+                continue
         self._lives.let_go(client)
         if ours is not None:
             ours.close()
@@ -333,17 +357,26 @@ class SqliteBackend:
         return self.step()
 
     def enter(self, ticket: Ticket, *, wait: bool = True) -> Awaitable[None] | None:
-        ticket.id = ticket.id or self.new_id()
-        if not wait and self._store is None:
-            self._hire().call(Store.clients).result(_LONGEST_OPENING)  # once: it can't be answered without
-        self.tickets[ticket.id] = ticket
+        if not wait and self._store is None:  # it comes first, and can't be answered without the file
+            try:
+                self._hire().call(Store.clients).result(_LONGEST_OPENING)
+            except TimeoutError:
+                raise BackendUnavailable(
+                    f"the file {self._name!r} can't be used: others keep it busy"
+                ) from None
+        with self._lock:
+            if int(ticket.id) >> BITS != self.client:
+                ticket.id = self.step()
+            self.tickets[ticket.id] = ticket
 
         def enter(store: Store) -> None:
             self._check_file()
             guard = self._number(store, ticket.terms.guard)
             ticket.partition = Place(self, guard, ticket.key)  # type: ignore[assignment]
             self._ring(store.enter(ticket, guard, self._system.now(), wait))
-            if ticket.state in ("refused", "new"):
+            if ticket.state == "waiting":
+                self._hire().attend()
+            elif ticket.state in ("refused", "new"):
                 self.tickets.pop(ticket.id, None)
                 store.forget([ticket])
 
@@ -359,7 +392,9 @@ class SqliteBackend:
         except StoreBusy:
             if not wait:
                 self.tickets.pop(ticket.id, None)
-                return asyncio.get_running_loop().create_future()
+                raise BackendUnavailable(
+                    f"the file {self._name!r} can't be used: others keep it busy"
+                ) from None
             answer = self._hire().call(enter_later)
             answer.add_done_callback(lambda done: self._see(ticket, done))
             return asyncio.wrap_future(answer)
@@ -388,6 +423,11 @@ class SqliteBackend:
             self.do(leave)
         except StoreBusy:
             return self._later(leave)
+        except BackendUnavailable:
+            porter = self._hire()
+            porter.failed.append(leave)
+            porter.attend()
+            raise
         return None
 
     def abandon(self, ticket: Ticket) -> None:
@@ -450,12 +490,14 @@ class SqliteBackend:
     # --- what comes of it for others -----------------------------------------------------------
 
     def _ring(self, clients: Iterable[int]) -> None:
-        for client in clients:
-            if self._porter is not None:
-                self._porter.ring(client)
+        porter = self._porter
+        if porter is not None:
+            for client in clients:
+                porter.ring(client)
 
     def read_news(self, store: Store) -> None:
         """See what the steps of others decided upon tickets of ours."""
+        self._check_file()
         with self._lock:
             changed = store.news(self.client, self.tickets)
             final = [ticket for ticket in changed if ticket.state in ("refused", "lost")]
@@ -504,7 +546,13 @@ class SqliteBackend:
             self._wait_in(store, ticket)
 
     def _arm(self, store: Store, guard: int, key: str | None, loop: asyncio.AbstractEventLoop) -> None:
+        if not store.is_paced(guard):
+            return
+        # With the same moment for both, nothing can become due in between.
         now = self._system.now()
+        partition = store.partition(guard, key)
+        if partition is not None:
+            self._ring(store.advance(partition, now, self.step()))
         due = store.due(guard, key, now)
         if due is None or self._alarms.get((guard, key, loop), due + 1) <= due:
             return
@@ -521,10 +569,7 @@ class SqliteBackend:
             del self._alarms[guard, key, loop]
 
         def advance(store: Store) -> None:
-            partition = store.partition(guard, key)
-            if partition is not None:
-                self._ring(store.advance(partition, self._system.now(), self.step()))
-                self._arm(store, guard, key, loop)
+            self._arm(store, guard, key, loop)
 
         try:
             self.do(advance)
@@ -552,8 +597,13 @@ class _Porter(threading.Thread):
         self._watched: dict[int, int | None] = {}
         self._is_over = False
         self._is_untidy = False
+        self._fault: BaseException | None = None
+        """Why it ended before its time."""
+        self._attends = False
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
+        self.failed: list[Callable[[Store], object]] = []
+        """What has to be done again."""
         self.looks_around = False
         """Whether there are some whose end no descriptor tells."""
 
@@ -566,9 +616,18 @@ class _Porter(threading.Thread):
         """Have it do something, after what it was given before."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._work.append((work, future))
+        if self._is_over:
+            self._fail()
         with contextlib.suppress(OSError):
             os.eventfd_write(self._wake, 1)
         return future
+
+    def attend(self) -> None:
+        """Have it look each second whether a bell was missed, for as long as anybody waits."""
+        if not self._attends:
+            self._attends = True
+            with contextlib.suppress(OSError):
+                os.eventfd_write(self._wake, 1)
 
     def tidy(self) -> None:
         """Have it tidy up, when it finds the time."""
@@ -592,12 +651,8 @@ class _Porter(threading.Thread):
                 return
             try:
                 self._store = backend.open(self)
-            except _FAULTS as fault:
-                backend.dismiss(self)
-                error = unavailable(self._path, fault)
-                error.__cause__ = fault
-                for _, future in self._work:
-                    future.set_exception(error)
+            except (*_FAULTS, StoreBusy) as fault:
+                self._fault = fault
                 return
             for client in self._store.clients():
                 self.ring(client)
@@ -605,10 +660,27 @@ class _Porter(threading.Thread):
             self._do_the_work(self._store)
             del backend
             while not self._is_over:
-                events = self._selector.select(_LOOK_AROUND if self.looks_around else None)
+                attends = self.looks_around or self._attends or self.failed
+                events = self._selector.select(_LOOK_AROUND if attends else None)
                 self._run_once(self._store, events)
+        except Exception as fault:  # noqa: BLE001 - it is told to whoever waits
+            self._fault = fault
+            _log.exception("asyncguard's porter of %s", self._path)
         finally:
+            self._is_over = True
+            if (backend := self._backend()) is not None:
+                backend.dismiss(self)
             self._close()
+            self._fail()
+
+    def _fail(self) -> None:
+        """Tell whoever still waits for something."""
+        while self._work:
+            _, future = self._work.popleft()
+            error = unavailable(self._path, self._fault or ValueError("it is being closed; try again"))
+            error.__cause__ = self._fault
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                future.set_exception(error)
 
     def _close(self) -> None:
         for client in list(self._watched):
@@ -628,7 +700,11 @@ class _Porter(threading.Thread):
         if backend is None:
             self._is_over = True
             return
-        looks = self.looks_around and not events
+        looks = not events
+        if looks:
+            self._attends = backend.anybody_waits
+            self._attempt(backend.read_news, store)
+            self._try_again(store)
         for key, _ in events:
             if key.fileobj == self._wake:
                 with contextlib.suppress(BlockingIOError):
@@ -677,7 +753,18 @@ class _Porter(threading.Thread):
                 continue
             except Exception:  # noqa: BLE001 - the porter goes on
                 _log.exception("asyncguard's porter of %s", self._path)
+                time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
             return
+
+    def _try_again(self, store: Store) -> None:
+        """Do what has failed, and must be done."""
+        failed, self.failed = self.failed, []
+        for number, work in enumerate(failed):
+            try:
+                work(store)
+            except (*_FAULTS, StoreBusy):
+                self.failed += failed[number:]
+                return
 
     # --- bells ---------------------------------------------------------------------------------
 
@@ -742,8 +829,15 @@ _of_others: list[Any] = []
 """Connections that must not be closed: those of a forked child's parent, and to files that were replaced."""
 
 
+_forked: set[str] = set()
+"""Files that this process's parent had opened when it forked: SQLite goes by locks that only that one has."""
+
+
 def _forget_the_parent() -> None:
     for backend in list(_live):
+        backend._lock = threading.RLock()  # noqa: SLF001 - another thread of the parent may have held it
+        if backend._porter is not None:  # noqa: SLF001
+            _forked.add(backend._name)  # noqa: SLF001
         _of_others.append((backend._store, backend._porter))  # noqa: SLF001
         backend._start_anew()  # noqa: SLF001
 

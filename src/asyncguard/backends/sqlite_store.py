@@ -391,6 +391,10 @@ class Store:
         for ticket in tickets:
             self._run(_FORGET, (ticket.id,))
 
+    def is_paced(self, guard: int) -> bool:
+        """Whether time has a say in when a guard's tickets are granted."""
+        return bool(self._run("SELECT pace IS NOT NULL FROM guard WHERE id = ?", (guard,)).fetchone()[0])
+
     def due(self, guard: int, key: str | None, now: int) -> int | None:
         """The tick at which a key's queue next moves by time alone; None: never."""
         row = self._run(_DUE, (now, guard, key)).fetchone()
