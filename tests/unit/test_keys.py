@@ -80,9 +80,12 @@ async def test_looking_at_many_keys_takes_time_in_proportion_to_their_number(hub
     for keys in (500, 4000):
         guard = hub.guard(f"report {keys}")
         permits = [guard.acquire_nowait(key=number) for number in range(keys)]
-        start = time.perf_counter()
-        assert (await guard.inspect()).in_use == keys
-        took.append(time.perf_counter() - start)
+        looks = []
+        for _ in range(7):  # the shortest is what it takes; others were interrupted, or collected garbage
+            start = time.perf_counter()
+            assert (await guard.inspect()).in_use == keys
+            looks.append(time.perf_counter() - start)
+        took.append(min(looks))
         for permit in permits:
             await permit.release()
     assert took[1] < 24 * took[0], "8 times as many keys should take 8 times as long, and not 64 times"
