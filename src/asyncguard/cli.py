@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from asyncguard import AsyncGuard, __version__
+from asyncguard.backends import scheme_of
 from asyncguard.commands import USAGE_ERROR, check_extra, simulate
 from asyncguard.service.settings import Settings
 
@@ -80,7 +81,7 @@ def _check_workers(workers: int) -> None:
     """
     if workers < 1:
         raise ValueError(f"--workers: expected 1 or more, got {workers}")
-    if workers > 1 and not os.environ.get("ASYNCGUARD_URL", "").startswith("sqlite:"):
+    if workers > 1 and scheme_of(os.environ.get("ASYNCGUARD_URL")) == "memory":
         raise ValueError(
             f"--workers {workers}: several workers need a shared backend, as their work would overlap in "
             "memory: set ASYNCGUARD_URL=sqlite:///path/guards.db, or use --workers 1"

@@ -107,7 +107,7 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
     """
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url: expected a str, got {url!r}")
-    scheme = "memory" if not url else url.partition(":")[0].lower()
+    scheme = scheme_of(url)
     if scheme == "memory":
         from asyncguard.backends.memory import MemoryBackend  # noqa: PLC0415
 
@@ -120,6 +120,11 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
         f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
         "known: memory: (this process alone) and sqlite:///path/guards.db (all processes of this host)"
     )
+
+
+def scheme_of(url: str | None) -> str:
+    """Tell which backend a URL names; without one it is this process's memory."""
+    return url.partition(":")[0].lower() if url else "memory"
 
 
 def path_of(url: str) -> str:

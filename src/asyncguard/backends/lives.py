@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
 import threading
-from typing import TYPE_CHECKING, Final, final
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
+from typing import Final, final
 
 _FLOCK: Final = "hhqqi"
 """`struct flock` of Linux, with native alignment."""
-_files: dict[tuple[int, int], Lives] = {}
-"""By device and inode. None is ever closed: that would drop all locks that the process has on the file."""
+_files: dict[str, Lives] = {}
+"""By identity. None is ever closed: that would drop all locks that the process has on the file."""
 _opening = threading.Lock()
 
 
@@ -28,8 +27,7 @@ class Lives:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        opened = os.fstat(descriptor)
-        self.identity = f"{opened.st_dev}:{opened.st_ino}"
+        self.identity = _identity(os.fstat(descriptor))
         """Which file it is; another one of the same name has another."""
         self._ours: set[int] = set()
         """A process doesn't see its own locks."""
@@ -42,15 +40,11 @@ class Lives:
             OSError: it can't be.
         """
         with _opening:
-            try:
-                known = path.stat()
-                if (known.st_dev, known.st_ino) in _files:
-                    return _files[known.st_dev, known.st_ino]
-            except FileNotFoundError:
-                pass
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            opened = os.fstat(descriptor)
-            return _files.setdefault((opened.st_dev, opened.st_ino), cls(descriptor))
+            with contextlib.suppress(FileNotFoundError):
+                if (known := _files.get(_identity(path.stat()))) is not None:
+                    return known
+            lives = cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            return _files.setdefault(lives.identity, lives)
 
     def hold(self, client: int) -> None:
         """Be alive as this client from now on."""
@@ -70,6 +64,15 @@ class Lives:
         answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked)
         kind: int = struct.unpack(_FLOCK, answer)[0]
         return kind != fcntl.F_UNLCK
+
+
+def _identity(file: os.stat_result) -> str:
+    return f"{file.st_dev}:{file.st_ino}"
+
+
+def process_namespace() -> int:
+    """Tell the namespace of processes that this one is in."""
+    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def _forget_the_parent() -> None:

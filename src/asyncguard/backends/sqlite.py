@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import os
 import secrets
-import selectors
 import socket
 import sqlite3
 import threading
-import time
 import weakref
-from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
 
 from asyncguard.admission import KEEP
-from asyncguard.backends.lives import Lives
+from asyncguard.backends.lives import Lives, process_namespace
+from asyncguard.backends.porter import FAULTS, PATIENCE, Porter, unavailable
 from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
 from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
@@ -30,31 +26,29 @@ from asyncguard.permit import Permit
 from asyncguard.ticket import Outlook
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Awaitable, Callable, Iterable
 
     from asyncguard.admission import Setting
     from asyncguard.clock import Clock, Timer
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Declaration, Ticket
+    from asyncguard.ticket import Declaration, Rules, Ticket
 
 T = TypeVar("T")
 _log = logging.getLogger("asyncguard")
-_PATIENCE: Final = 0.5
-"""Seconds for which the porter waits for the file's lock, before it looks around again."""
 _MOMENT: Final = 0.001
-"""Seconds for which an event loop does."""
+"""Seconds for which an event loop waits for the file's lock."""
 _STEPS_TO_TIDY: Final = 256
 """Steps after which the porter moves what was written from SQLite's log into the file."""
 _LEAST_VERSION: Final = (3, 40)
 _DISTANT: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
 )
+_BUSY: Final = "others keep it busy"
 _LONGEST_OPENING: Final = 1.0
 """Seconds for which `acquire_nowait` waits for the file to be opened, where it comes first."""
 _CLIENT_BITS: Final = 62 - BITS
-_LOOK_AROUND: Final = 1.0
-"""Seconds after which it looks whether those live whose end no descriptor tells."""
 
 
 @final
@@ -96,15 +90,6 @@ class Place:
             return False
 
 
-_FAULTS: Final = (sqlite3.Error, OSError, ValueError)
-"""What is wrong with a file, as it shows."""
-
-
-def unavailable(path: Path, fault: BaseException) -> BackendUnavailable:
-    """Say what is wrong with a file."""
-    return BackendUnavailable(f"the file {str(path)!r} can't be used: {fault}")
-
-
 def check_file_system(directory: Path) -> None:
     """Refuse directories of other hosts, whose locks can't be relied upon.
 
@@ -120,11 +105,6 @@ def check_file_system(directory: Path) -> None:
             f"it is on a network file system ({', '.join(sorted(kinds))}): put it on a disk of this host, or "
             "use a backend for several hosts"
         )
-
-
-def _pids() -> int:
-    """The namespace of processes that this one is in."""
-    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 @final
@@ -165,7 +145,7 @@ class SqliteBackend:
         """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
         self._store: Store | None = None
         self._inode: tuple[int, int] | None = None
-        self._porter: _Porter | None = None
+        self._porter: Porter | None = None
         self.client = secrets.randbits(_CLIENT_BITS) or 1
         """Our number: the first part of our tickets' ids."""
         self._numbers: dict[Declaration, int] = {}
@@ -175,7 +155,7 @@ class SqliteBackend:
 
     # --- opening and closing -------------------------------------------------------------------
 
-    def _hire(self) -> _Porter:
+    def _hire(self) -> Porter:
         """Find the porter, who opens the file."""
         if self._name in _forked:
             raise BackendUnavailable(
@@ -184,11 +164,11 @@ class SqliteBackend:
             )
         with self._lock:
             if self._porter is None:
-                self._porter = _Porter(self)
+                self._porter = Porter(self)
                 self._porter.start()
             return self._porter
 
-    def open(self, porter: _Porter) -> Store:
+    def open(self, porter: Porter) -> Store:
         """Open the file, in the porter's thread; what results is the porter's own connection.
 
         Raises:
@@ -201,12 +181,12 @@ class SqliteBackend:
         with contextlib.suppress(FileExistsError):  # one that is there isn't opened: to close it drops locks
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._lives = Lives.of(Path(f"{self.path}-lives"))
-        store = Store(self.path, epoch=self._system.epoch, patience=_PATIENCE)
+        store = Store(self.path, epoch=self._system.epoch, patience=PATIENCE)
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         store.begin(boot, self._lives, self._system.epoch, self._system.now())
         self._file_clock.epoch = store.epoch
         porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
-        store.register(self.client, self.owner, (os.getpid(), _pids()), self._lives.hold)
+        store.register(self.client, self.owner, (os.getpid(), process_namespace()), self._lives.hold)
         ours = Store(self.path, epoch=store.epoch, patience=_MOMENT)
         ours.leave_tidying_to_others()
         with self._lock:
@@ -250,7 +230,7 @@ class SqliteBackend:
         """Whether tickets of ours wait."""
         return any(ticket.state == "waiting" for ticket in list(self.tickets.values()))
 
-    def dismiss(self, porter: _Porter) -> None:
+    def dismiss(self, porter: Porter) -> None:
         """Have another one come, who may find the file in a better state."""
         with self._lock:
             if self._porter is porter:
@@ -299,15 +279,21 @@ class SqliteBackend:
             self._steps += 1
             try:
                 return work(store)
-            except _FAULTS as error:
-                raise unavailable(self.path, error) from error
+            except FAULTS as fault:
+                raise unavailable(self.path, fault) from fault
             finally:
                 self._inside = False
                 if self._steps % _STEPS_TO_TIDY == 0:
                     self._hire().tidy()
 
-    def _later(self, work: Callable[[Store], T]) -> Awaitable[Any] | None:
-        future = self._hire().call(work)
+    def _now_or_later(self, work: Callable[[Store], object]) -> Awaitable[Any] | None:
+        """Do one step; what results, if anything, can be awaited to know that it was done."""
+        try:
+            self.do(work)
+        except StoreBusy:
+            future = self._hire().call(work)
+        else:
+            return None
         try:
             answer = asyncio.wrap_future(future, loop=asyncio.get_running_loop())
         except RuntimeError:  # no loop runs here
@@ -333,10 +319,7 @@ class SqliteBackend:
         return number
 
     def _declare(self, store: Store, declaration: Declaration) -> int:
-        stored = dataclasses.replace(declaration, name=self._stored(declaration.name))
-        step = self.step()
-        number, rules = store.declare(stored, self._system.now(), step)
-        self._ring(store.decided(step, self._system.now()))
+        number, rules = self._send(store, declaration)
         if rules != declaration.rules and rules.revision == declaration.rules.revision:
             _log.warning(
                 "guard %r: others declared it as %s, and this process as %s, both with revision %d: theirs "
@@ -347,6 +330,13 @@ class SqliteBackend:
                 rules.revision,
             )
         return number
+
+    def _send(self, store: Store, declaration: Declaration, *, force: bool = False) -> tuple[int, Rules]:
+        stored = dataclasses.replace(declaration, name=self._stored(declaration.name))
+        step = self.step()
+        declared = store.declare(stored, self._system.now(), step, force=force)
+        self._ring(store.decided(step, self._system.now()))
+        return declared
 
     def _stored(self, guard: str) -> str:
         return f"{self.namespace}\n{guard}"
@@ -361,9 +351,7 @@ class SqliteBackend:
             try:
                 self._hire().call(Store.clients).result(_LONGEST_OPENING)
             except TimeoutError:
-                raise BackendUnavailable(
-                    f"the file {self._name!r} can't be used: others keep it busy"
-                ) from None
+                raise unavailable(self.path, _BUSY) from None
         with self._lock:
             if int(ticket.id) >> BITS != self.client:
                 ticket.id = self.step()
@@ -392,9 +380,7 @@ class SqliteBackend:
         except StoreBusy:
             if not wait:
                 self.tickets.pop(ticket.id, None)
-                raise BackendUnavailable(
-                    f"the file {self._name!r} can't be used: others keep it busy"
-                ) from None
+                raise unavailable(self.path, _BUSY) from None
             answer = self._hire().call(enter_later)
             answer.add_done_callback(lambda done: self._see(ticket, done))
             return asyncio.wrap_future(answer)
@@ -420,15 +406,12 @@ class SqliteBackend:
                 store.forget([ticket])
 
         try:
-            self.do(leave)
-        except StoreBusy:
-            return self._later(leave)
+            return self._now_or_later(leave)
         except BackendUnavailable:
             porter = self._hire()
             porter.failed.append(leave)
             porter.attend()
             raise
-        return None
 
     def abandon(self, ticket: Ticket) -> None:
         porter = self._porter
@@ -476,16 +459,10 @@ class SqliteBackend:
 
     def redeclare(self, declaration: Declaration) -> None:
         def redeclare(store: Store) -> None:
-            stored = dataclasses.replace(declaration, name=self._stored(declaration.name))
-            step = self.step()
-            self._numbers[declaration] = store.declare(stored, self._system.now(), step, force=True)[0]
-            self._ring(store.decided(step, self._system.now()))
+            self._numbers[declaration] = self._send(store, declaration, force=True)[0]
             self._rearm(store)
 
-        try:
-            self.do(redeclare)
-        except StoreBusy:
-            self._later(redeclare)
+        self._now_or_later(redeclare)
 
     # --- what comes of it for others -----------------------------------------------------------
 
@@ -530,10 +507,7 @@ class SqliteBackend:
 
     def waits(self, ticket: Ticket) -> None:
         if ticket.state == "waiting":
-            try:
-                self.do(lambda store: self._wait_in(store, ticket))
-            except StoreBusy:
-                self._later(lambda store: self._wait_in(store, ticket))
+            self._now_or_later(lambda store: self._wait_in(store, ticket))
 
     def _wait_in(self, store: Store, ticket: Ticket) -> None:
         """Have the loop of a ticket that waits advance its partition when that is due."""
@@ -567,261 +541,7 @@ class SqliteBackend:
     def _alarm(self, guard: int, key: str | None, loop: asyncio.AbstractEventLoop, due: int) -> None:
         if self._alarms.get((guard, key, loop)) == due:
             del self._alarms[guard, key, loop]
-
-        def advance(store: Store) -> None:
-            self._arm(store, guard, key, loop)
-
-        try:
-            self.do(advance)
-        except StoreBusy:
-            self._later(advance)
-
-
-@final
-class _Porter(threading.Thread):
-    """Opens the file, does what may take long, hears the doorbell, and watches the other processes."""
-
-    def __init__(self, backend: SqliteBackend) -> None:
-        super().__init__(name="asyncguard: porter", daemon=True)
-        self._backend = weakref.ref(backend)
-        self._path = backend.path
-        self._store: Store | None = None
-        self._work: deque[tuple[Callable[[Store], Any], concurrent.futures.Future[Any]]] = deque()
-        self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._wake, selectors.EVENT_READ)
-        self._bells: Path | None = None
-        self._directory = -1
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._own = ""
-        self._watched: dict[int, int | None] = {}
-        self._is_over = False
-        self._is_untidy = False
-        self._fault: BaseException | None = None
-        """Why it ended before its time."""
-        self._attends = False
-        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
-        """Done once nothing of it is left."""
-        self.failed: list[Callable[[Store], object]] = []
-        """What has to be done again."""
-        self.looks_around = False
-        """Whether there are some whose end no descriptor tells."""
-
-    @property
-    def is_busy(self) -> bool:
-        """Whether something is to be done yet, which nothing may overtake."""
-        return bool(self._work)
-
-    def call(self, work: Callable[[Store], T]) -> concurrent.futures.Future[T]:
-        """Have it do something, after what it was given before."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        self._work.append((work, future))
-        if self._is_over:
-            self._fail()
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
-        return future
-
-    def attend(self) -> None:
-        """Have it look each second whether a bell was missed, for as long as anybody waits."""
-        if not self._attends:
-            self._attends = True
-            with contextlib.suppress(OSError):
-                os.eventfd_write(self._wake, 1)
-
-    def tidy(self) -> None:
-        """Have it tidy up, when it finds the time."""
-        self._is_untidy = True
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
-
-    def stop(self) -> None:
-        """Have it end."""
-        self._is_over = True
-        with contextlib.suppress(OSError):
-            os.eventfd_write(self._wake, 1)
-
-    # --- its thread ----------------------------------------------------------------------------
-
-    def run(self) -> None:
-        """Work until it is told to stop."""
-        try:
-            backend = self._backend()
-            if backend is None:
-                return
-            try:
-                self._store = backend.open(self)
-            except (*_FAULTS, StoreBusy) as fault:
-                self._fault = fault
-                return
-            for client in self._store.clients():
-                self.ring(client)
-            backend.look_around(self._store)
-            self._do_the_work(self._store)
-            del backend
-            while not self._is_over:
-                attends = self.looks_around or self._attends or self.failed
-                events = self._selector.select(_LOOK_AROUND if attends else None)
-                self._run_once(self._store, events)
-        except Exception as fault:  # noqa: BLE001 - it is told to whoever waits
-            self._fault = fault
-            _log.exception("asyncguard's porter of %s", self._path)
-        finally:
-            self._is_over = True
-            if (backend := self._backend()) is not None:
-                backend.dismiss(self)
-            self._close()
-            self._fail()
-
-    def _fail(self) -> None:
-        """Tell whoever still waits for something."""
-        while self._work:
-            _, future = self._work.popleft()
-            error = unavailable(self._path, self._fault or ValueError("it is being closed; try again"))
-            error.__cause__ = self._fault
-            with contextlib.suppress(concurrent.futures.InvalidStateError):
-                future.set_exception(error)
-
-    def _close(self) -> None:
-        for client in list(self._watched):
-            self._let_be(client)
-        self._selector.close()
-        self._socket.close()
-        if self._bells is not None:
-            (self._bells / self._own).unlink(missing_ok=True)
-            os.close(self._directory)
-        os.close(self._wake)
-        if self._store is not None:
-            self._store.close()
-        self.ended.set_result(None)
-
-    def _run_once(self, store: Store, events: list[tuple[selectors.SelectorKey, int]]) -> None:
-        backend = self._backend()
-        if backend is None:
-            self._is_over = True
-            return
-        looks = not events
-        if looks:
-            self._attends = backend.anybody_waits
-            self._attempt(backend.read_news, store)
-            self._try_again(store)
-        for key, _ in events:
-            if key.fileobj == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
-            elif key.fileobj is self._socket:
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        self._socket.recv(1)
-                self._attempt(backend.read_news, store)
-                looks = looks or self._are_new(store)
-            else:
-                looks = True
-        if looks:
-            self._attempt(backend.look_around, store)
-        self._do_the_work(store)
-        if self._is_untidy:
-            self._is_untidy = False
-            self._attempt(Store.tidy, store)
-
-    def _do_the_work(self, store: Store) -> None:
-        while self._work:
-            work, future = self._work[0]
-            try:
-                result = work(store)
-            except StoreBusy:
-                if self._is_over:
-                    return
-                continue
-            except _FAULTS as fault:
-                error = unavailable(self._path, fault)
-                error.__cause__ = fault
-                tell = functools.partial(future.set_exception, error)
-            except BaseException as error:  # noqa: BLE001 - it is told to whoever asked
-                tell = functools.partial(future.set_exception, error)
-            else:
-                tell = functools.partial(future.set_result, result)
-            self._work.popleft()
-            with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody asks any more
-                tell()
-
-    def _attempt(self, work: Callable[[Store], object], store: Store) -> None:
-        while not self._is_over:
-            try:
-                work(store)
-            except StoreBusy:
-                continue
-            except Exception:  # noqa: BLE001 - the porter goes on
-                _log.exception("asyncguard's porter of %s", self._path)
-                time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
-            return
-
-    def _try_again(self, store: Store) -> None:
-        """Do what has failed, and must be done."""
-        failed, self.failed = self.failed, []
-        for number, work in enumerate(failed):
-            try:
-                work(store)
-            except (*_FAULTS, StoreBusy):
-                self.failed += failed[number:]
-                return
-
-    # --- bells ---------------------------------------------------------------------------------
-
-    def hang_up_bell(self, bells: Path, client: int) -> None:
-        """Hear who rings, from now on."""
-        bells.mkdir(mode=0o700, exist_ok=True)
-        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._bells = bells
-        self._own = str(client)
-        (bells / self._own).unlink(missing_ok=True)
-        self._socket.bind(self._bell_of(client))
-        self._selector.register(self._socket, selectors.EVENT_READ)
-
-    def _bell_of(self, client: int) -> str:
-        # A socket's address has room for 108 bytes.
-        return f"/proc/self/fd/{self._directory}/{client}"
-
-    def ring(self, client: int) -> None:
-        """Tell a client that there are news for it."""
-        with contextlib.suppress(OSError):  # it rings already, or nobody is there
-            self._socket.sendto(b"", self._bell_of(client))
-
-    # --- who lives -----------------------------------------------------------------------------
-
-    def _are_new(self, store: Store) -> bool:
-        return any(client not in self._watched and str(client) != self._own for client in store.clients())
-
-    @property
-    def watched(self) -> set[int]:
-        """Those that are watched."""
-        return {*self._watched}
-
-    def watch(self, client: int, pid: int, pids: int) -> bool:
-        """Watch a client's process; False where the system doesn't let us."""
-        if client not in self._watched:
-            self._watched[client] = None
-            if pids != _pids():  # there the same id is somebody else's
-                return False
-            try:
-                descriptor = os.pidfd_open(pid)
-            except OSError:  # it is dead
-                return False
-            self._watched[client] = descriptor
-            self._selector.register(descriptor, selectors.EVENT_READ)
-        return self._watched[client] is not None
-
-    def forget(self, client: int) -> None:
-        """Watch one no more that is gone."""
-        self._let_be(client)
-        if self._bells is not None:
-            (self._bells / str(client)).unlink(missing_ok=True)
-
-    def _let_be(self, client: int) -> None:
-        descriptor = self._watched.pop(client, None)
-        if descriptor is not None:
-            self._selector.unregister(descriptor)
-            os.close(descriptor)
+        self._now_or_later(lambda store: self._arm(store, guard, key, loop))
 
 
 _live: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()

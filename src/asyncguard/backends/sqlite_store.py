@@ -138,11 +138,6 @@ class Store:
         self._execute("INSERT OR IGNORE INTO store (id, lives, boot, epoch) VALUES (1, '', '', ?)", (epoch,))
         self._execute("PRAGMA busy_timeout = 0")
 
-    @property
-    def path(self) -> str:
-        """The file."""
-        return str(self._execute("PRAGMA database_list").fetchone()[2])
-
     def _version(self) -> int:
         return int(self._execute("PRAGMA user_version").fetchone()[0])
 

@@ -1,0 +1,288 @@
+"""The thread that does for a client of an SQLite file what an event loop mustn't wait for."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import functools
+import logging
+import os
+import selectors
+import socket
+import sqlite3
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+
+from asyncguard.backends.lives import process_namespace
+from asyncguard.backends.sqlite_store import Store, StoreBusy
+from asyncguard.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from asyncguard.backends.sqlite import SqliteBackend
+
+T = TypeVar("T")
+_log = logging.getLogger("asyncguard")
+PATIENCE: Final = 0.5
+"""Seconds for which it waits for the file's lock, before it looks around again."""
+_LOOK_AROUND: Final = 1.0
+"""Seconds between two looks, where nothing tells it that there is something to see."""
+FAULTS: Final = (sqlite3.Error, OSError, ValueError)
+"""What is wrong with a file, as it shows."""
+
+
+def unavailable(path: Path, fault: object) -> BackendUnavailable:
+    """Say what is wrong with a file."""
+    error = BackendUnavailable(f"the file {str(path)!r} can't be used: {fault}")
+    if isinstance(fault, BaseException):
+        error.__cause__ = fault
+    return error
+
+
+@final
+class Porter(threading.Thread):
+    """Opens the file, does what may take long, hears the doorbell, and watches the other processes."""
+
+    def __init__(self, backend: SqliteBackend) -> None:
+        super().__init__(name="asyncguard: porter", daemon=True)
+        self._backend = weakref.ref(backend)
+        self._path = backend.path
+        self._store: Store | None = None
+        self._work: deque[tuple[Callable[[Store], Any], concurrent.futures.Future[Any]]] = deque()
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._bells: Path | None = None
+        self._directory = -1
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._own = ""
+        self._watched: dict[int, int | None] = {}
+        self._is_over = False
+        self._is_untidy = False
+        self._fault: BaseException | None = None
+        """Why it ended before its time."""
+        self._attends = False
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done once nothing of it is left."""
+        self.failed: list[Callable[[Store], object]] = []
+        """What has to be done again."""
+        self.looks_around = False
+        """Whether there are some whose end no descriptor tells."""
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether something is to be done yet, which nothing may overtake."""
+        return bool(self._work)
+
+    def call(self, work: Callable[[Store], T]) -> concurrent.futures.Future[T]:
+        """Have it do something, after what it was given before."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._work.append((work, future))
+        if self._is_over:
+            self._fail()
+        self._wake_up()
+        return future
+
+    def attend(self) -> None:
+        """Have it look each second whether a bell was missed, for as long as anybody waits."""
+        if not self._attends:
+            self._attends = True
+            self._wake_up()
+
+    def tidy(self) -> None:
+        """Have it tidy up, when it finds the time."""
+        self._is_untidy = True
+        self._wake_up()
+
+    def stop(self) -> None:
+        """Have it end."""
+        self._is_over = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        with contextlib.suppress(OSError):  # it has ended
+            os.eventfd_write(self._wake, 1)
+
+    # --- its thread ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until it is told to stop."""
+        try:
+            backend = self._backend()
+            if backend is None:
+                return
+            try:
+                self._store = backend.open(self)
+            except (*FAULTS, StoreBusy) as fault:
+                self._fault = fault
+                return
+            for client in self._store.clients():
+                self.ring(client)
+            backend.look_around(self._store)
+            self._do_the_work(self._store)
+            del backend
+            while not self._is_over:
+                attends = self.looks_around or self._attends or self.failed
+                events = self._selector.select(_LOOK_AROUND if attends else None)
+                self._run_once(self._store, events)
+        except Exception as fault:  # noqa: BLE001 - it is told to whoever waits
+            self._fault = fault
+            _log.exception("asyncguard's porter of %s", self._path)
+        finally:
+            self._is_over = True
+            if (backend := self._backend()) is not None:
+                backend.dismiss(self)
+            self._close()
+            self._fail()
+
+    def _fail(self) -> None:
+        """Tell whoever still waits for something."""
+        while self._work:
+            _, future = self._work.popleft()
+            error = unavailable(self._path, self._fault or "it is being closed; try again")
+            with contextlib.suppress(concurrent.futures.InvalidStateError):
+                future.set_exception(error)
+
+    def _close(self) -> None:
+        for client in list(self._watched):
+            self._let_be(client)
+        self._selector.close()
+        self._socket.close()
+        if self._bells is not None:
+            (self._bells / self._own).unlink(missing_ok=True)
+            os.close(self._directory)
+        os.close(self._wake)
+        if self._store is not None:
+            self._store.close()
+        self.ended.set_result(None)
+
+    def _run_once(self, store: Store, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        backend = self._backend()
+        if backend is None:
+            self._is_over = True
+            return
+        looks = not events
+        if looks:
+            self._attends = backend.anybody_waits
+            self._attempt(backend.read_news, store)
+            self._try_again(store)
+        for key, _ in events:
+            if key.fileobj == self._wake:
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._wake)
+            elif key.fileobj is self._socket:
+                with contextlib.suppress(BlockingIOError):
+                    while True:
+                        self._socket.recv(1)
+                self._attempt(backend.read_news, store)
+                looks = looks or self._are_new(store)
+            else:
+                looks = True
+        if looks:
+            self._attempt(backend.look_around, store)
+        self._do_the_work(store)
+        if self._is_untidy:
+            self._is_untidy = False
+            self._attempt(Store.tidy, store)
+
+    def _do_the_work(self, store: Store) -> None:
+        while self._work:
+            work, future = self._work[0]
+            try:
+                result = work(store)
+            except StoreBusy:
+                if self._is_over:
+                    return
+                continue
+            except FAULTS as fault:
+                tell = functools.partial(future.set_exception, unavailable(self._path, fault))
+            except BaseException as error:  # noqa: BLE001 - it is told to whoever asked
+                tell = functools.partial(future.set_exception, error)
+            else:
+                tell = functools.partial(future.set_result, result)
+            self._work.popleft()
+            with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody asks any more
+                tell()
+
+    def _attempt(self, work: Callable[[Store], object], store: Store) -> None:
+        while not self._is_over:
+            try:
+                work(store)
+            except StoreBusy:
+                continue
+            except Exception:  # noqa: BLE001 - the porter goes on
+                _log.exception("asyncguard's porter of %s", self._path)
+                time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
+            return
+
+    def _try_again(self, store: Store) -> None:
+        """Do what has failed, and must be done."""
+        failed, self.failed = self.failed, []
+        for number, work in enumerate(failed):
+            try:
+                work(store)
+            except (*FAULTS, StoreBusy):
+                self.failed += failed[number:]
+                return
+
+    # --- bells ---------------------------------------------------------------------------------
+
+    def hang_up_bell(self, bells: Path, client: int) -> None:
+        """Hear who rings, from now on."""
+        bells.mkdir(mode=0o700, exist_ok=True)
+        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._bells = bells
+        self._own = str(client)
+        (bells / self._own).unlink(missing_ok=True)
+        self._socket.bind(self._bell_of(client))
+        self._selector.register(self._socket, selectors.EVENT_READ)
+
+    def _bell_of(self, client: int) -> str:
+        # A socket's address has room for 108 bytes.
+        return f"/proc/self/fd/{self._directory}/{client}"
+
+    def ring(self, client: int) -> None:
+        """Tell a client that there are news for it."""
+        with contextlib.suppress(OSError):  # it rings already, or nobody is there
+            self._socket.sendto(b"", self._bell_of(client))
+
+    # --- who lives -----------------------------------------------------------------------------
+
+    def _are_new(self, store: Store) -> bool:
+        return any(client not in self._watched and str(client) != self._own for client in store.clients())
+
+    @property
+    def watched(self) -> set[int]:
+        """Those that are watched."""
+        return {*self._watched}
+
+    def watch(self, client: int, pid: int, pids: int) -> bool:
+        """Watch a client's process; False where the system doesn't let us."""
+        if client not in self._watched:
+            self._watched[client] = None
+            if pids != process_namespace():  # there the same id is somebody else's
+                return False
+            try:
+                descriptor = os.pidfd_open(pid)
+            except OSError:  # it is dead
+                return False
+            self._watched[client] = descriptor
+            self._selector.register(descriptor, selectors.EVENT_READ)
+        return self._watched[client] is not None
+
+    def forget(self, client: int) -> None:
+        """Watch one no more that is gone."""
+        self._let_be(client)
+        if self._bells is not None:
+            (self._bells / str(client)).unlink(missing_ok=True)
+
+    def _let_be(self, client: int) -> None:
+        descriptor = self._watched.pop(client, None)
+        if descriptor is not None:
+            self._selector.unregister(descriptor)
+            os.close(descriptor)
