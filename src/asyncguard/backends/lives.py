@@ -70,6 +70,23 @@ def _identity(file: os.stat_result) -> str:
     return f"{file.st_dev}:{file.st_ino}"
 
 
+_WRITING: Final = "120"
+"""The byte of the file with -shm that SQLite has locked while it writes, in WAL mode."""
+
+
+def writer_of(path: Path) -> str:
+    """Name the process that is inside a step on a database, as far as the system tells."""
+    with contextlib.suppress(OSError, IndexError):
+        shared = Path(f"{path}-shm").stat()
+        place = f"{os.major(shared.st_dev):02x}:{os.minor(shared.st_dev):02x}:{shared.st_ino}"
+        for line in Path("/proc/locks").read_text().splitlines():
+            _, _, _, kind, pid, where, first, _ = line.split()[:8]
+            if where == place and kind == "WRITE" and first == _WRITING:
+                command = Path(f"/proc/{pid}/comm").read_text().strip()
+                return f"process {pid} ({command})"
+    return "another process"
+
+
 def process_namespace() -> int:
     """Tell the namespace of processes that this one is in."""
     return Path("/proc/self/ns/pid").stat().st_ino

@@ -16,12 +16,12 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
-from asyncguard.backends.lives import process_namespace
+from asyncguard.backends.lives import process_namespace, writer_of
 from asyncguard.backends.sqlite_store import Store, StoreBusy
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
     from asyncguard.backends.sqlite import SqliteBackend
@@ -30,6 +30,9 @@ T = TypeVar("T")
 _log = logging.getLogger("asyncguard")
 PATIENCE: Final = 0.5
 """Seconds for which it waits for the file's lock, before it looks around again."""
+_NAP: Final = 0.001
+_LONG: Final = 5.0
+"""Seconds after which it says who keeps the file busy."""
 _LOOK_AROUND: Final = 1.0
 """Seconds between two looks, where nothing tells it that there is something to see."""
 FAULTS: Final = (sqlite3.Error, OSError, ValueError)
@@ -50,7 +53,7 @@ class Porter(threading.Thread):
 
     def __init__(self, backend: SqliteBackend) -> None:
         super().__init__(name="asyncguard: porter", daemon=True)
-        self._backend = weakref.ref(backend)
+        self._backend = weakref.ref(backend, lambda _: self.stop())
         self._path = backend.path
         self._store: Store | None = None
         self._work: deque[tuple[Callable[[Store], Any], concurrent.futures.Future[Any]]] = deque()
@@ -66,6 +69,8 @@ class Porter(threading.Thread):
         self._is_untidy = False
         self._fault: BaseException | None = None
         """Why it ended before its time."""
+        self.move_out: Callable[[Store], Iterable[int]] | None = None
+        """Ends the client that it has opened the file for, and tells whom to ring."""
         self._attends = False
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
@@ -113,24 +118,14 @@ class Porter(threading.Thread):
     def run(self) -> None:
         """Work until it is told to stop."""
         try:
-            backend = self._backend()
-            if backend is None:
-                return
-            try:
-                self._store = backend.open(self)
-            except (*FAULTS, StoreBusy) as fault:
-                self._fault = fault
-                return
-            for client in self._store.clients():
-                self.ring(client)
-            backend.look_around(self._store)
-            self._do_the_work(self._store)
-            del backend
+            store = self._open()
             while not self._is_over:
                 attends = self.looks_around or self._attends or self.failed
                 events = self._selector.select(_LOOK_AROUND if attends else None)
-                self._run_once(self._store, events)
-        except Exception as fault:  # noqa: BLE001 - it is told to whoever waits
+                self._run_once(store, events)
+        except (*FAULTS, StoreBusy) as fault:
+            self._fault = fault
+        except BaseException as fault:  # noqa: BLE001 - it is told to whoever waits
             self._fault = fault
             _log.exception("asyncguard's porter of %s", self._path)
         finally:
@@ -139,6 +134,41 @@ class Porter(threading.Thread):
                 backend.dismiss(self)
             self._close()
             self._fail()
+
+    def _open(self) -> Store:
+        backend = self._backend()
+        if backend is None:
+            raise StoreBusy
+        store = self._store = backend.open(self)
+        for client in self.insist(store.clients):
+            self.ring(client)
+        self._attempt(backend.look_around, store)
+        self._do_the_work(store)
+        return store
+
+    def insist(self, work: Callable[[], T]) -> T:
+        """Do something, for however long others keep the file busy; after a while, say who does.
+
+        Raises:
+            StoreBusy: it was told to stop meanwhile.
+        """
+        began, told = time.monotonic(), False
+        while True:
+            try:
+                return work()
+            except StoreBusy:
+                if self._is_over:
+                    raise
+            if not told and time.monotonic() - began > _LONG:
+                told = True
+                _log.warning(
+                    "%s has been inside a step on %s for %g s: is it stopped? All who use the file wait for it: "
+                    "let it go on, or end it",
+                    writer_of(self._path),
+                    self._path,
+                    _LONG,
+                )
+            time.sleep(_NAP)
 
     def _fail(self) -> None:
         """Tell whoever still waits for something."""
@@ -149,6 +179,12 @@ class Porter(threading.Thread):
                 future.set_exception(error)
 
     def _close(self) -> None:
+        if self._store is not None:
+            if self.move_out is not None:
+                with contextlib.suppress(*FAULTS, StoreBusy):  # then others bury the client
+                    for client in self.move_out(self._store):
+                        self.ring(client)
+            self._store.close()
         for client in list(self._watched):
             self._let_be(client)
         self._selector.close()
@@ -157,11 +193,10 @@ class Porter(threading.Thread):
             (self._bells / self._own).unlink(missing_ok=True)
             os.close(self._directory)
         os.close(self._wake)
-        if self._store is not None:
-            self._store.close()
         self.ended.set_result(None)
 
     def _run_once(self, store: Store, events: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Do what is to be done; whatever goes wrong with that, the porter goes on."""
         backend = self._backend()
         if backend is None:
             self._is_over = True
@@ -180,7 +215,7 @@ class Porter(threading.Thread):
                     while True:
                         self._socket.recv(1)
                 self._attempt(backend.read_news, store)
-                looks = looks or self._are_new(store)
+                looks = looks or bool(self._attempt(self._are_new, store))
             else:
                 looks = True
         if looks:
@@ -194,11 +229,9 @@ class Porter(threading.Thread):
         while self._work:
             work, future = self._work[0]
             try:
-                result = work(store)
+                result = self.insist(functools.partial(work, store))
             except StoreBusy:
-                if self._is_over:
-                    return
-                continue
+                return
             except FAULTS as fault:
                 tell = functools.partial(future.set_exception, unavailable(self._path, fault))
             except BaseException as error:  # noqa: BLE001 - it is told to whoever asked
@@ -209,16 +242,15 @@ class Porter(threading.Thread):
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody asks any more
                 tell()
 
-    def _attempt(self, work: Callable[[Store], object], store: Store) -> None:
-        while not self._is_over:
-            try:
-                work(store)
-            except StoreBusy:
-                continue
-            except Exception:  # noqa: BLE001 - the porter goes on
-                _log.exception("asyncguard's porter of %s", self._path)
-                time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
-            return
+    def _attempt(self, work: Callable[[Store], T], store: Store) -> T | None:
+        try:
+            return self.insist(functools.partial(work, store))
+        except StoreBusy:
+            pass
+        except Exception:  # noqa: BLE001 - the porter goes on
+            _log.exception("asyncguard's porter of %s", self._path)
+            time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
+        return None
 
     def _try_again(self, store: Store) -> None:
         """Do what has failed, and must be done."""

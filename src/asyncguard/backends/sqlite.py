@@ -107,6 +107,19 @@ def check_file_system(directory: Path) -> None:
         )
 
 
+def _way_out(client: int, lives: Lives, clock: Clock, ours: Store) -> Callable[[Store], Iterable[int]]:
+    """Make the end of a client, which knows nothing of its backend: that may be gone."""
+
+    def move_out(store: Store) -> Iterable[int]:
+        try:
+            return store.bury(client, clock.now(), client << BITS)
+        finally:
+            lives.let_go(client)
+            ours.close()
+
+    return move_out
+
+
 @final
 class SqliteBackend:
     """A client of the file: this process, as far as one AsyncGuard goes.
@@ -181,14 +194,16 @@ class SqliteBackend:
         with contextlib.suppress(FileExistsError):  # one that is there isn't opened: to close it drops locks
             os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
         self._lives = Lives.of(Path(f"{self.path}-lives"))
-        store = Store(self.path, epoch=self._system.epoch, patience=PATIENCE)
+        store = porter.insist(lambda: Store(self.path, epoch=self._system.epoch, patience=PATIENCE))
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        store.begin(boot, self._lives, self._system.epoch, self._system.now())
+        porter.insist(lambda: store.begin(boot, self._lives, self._system.epoch, self._system.now()))
         self._file_clock.epoch = store.epoch
-        porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
-        store.register(self.client, self.owner, (os.getpid(), process_namespace()), self._lives.hold)
-        ours = Store(self.path, epoch=store.epoch, patience=_MOMENT)
+        ours = porter.insist(lambda: Store(self.path, epoch=store.epoch, patience=_MOMENT))
         ours.leave_tidying_to_others()
+        porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
+        process = os.getpid(), process_namespace()
+        porter.insist(lambda: store.register(self.client, self.owner, process, self._lives.hold))
+        porter.move_out = _way_out(self.client, self._lives, self._system, ours)
         with self._lock:
             self._store = ours
             self._inode = self._inode_now()
@@ -212,18 +227,24 @@ class SqliteBackend:
         if self._inode_now() == self._inode:
             return
         with self._lock:
-            lost, porter = list(self.tickets.values()), self._porter
+            porter = self._porter
             _of_others.append(self._store)  # to close it would drop this process's locks on its successor
-            self._start_anew()
+            self._lose_all()
         if porter is not None:
+            porter.move_out = None
             porter.stop()
+        raise ValueError("it was deleted or replaced, so permits taken until now are lost; try again")
+
+    def _lose_all(self) -> None:
+        """Begin anew, and tell whoever holds or waits; who is about to enter, the porter tells."""
+        lost = [ticket for ticket in self.tickets.values() if ticket.state in ("held", "waiting")]
+        self._start_anew()
         for ticket in lost:
             ticket.state = "lost" if ticket.state == "held" else "refused"
             ticket.reason = "unavailable"
             ticket.outlook = Outlook(None, 0, ticket.terms.guard.rules.limit)
             ticket.ended = self._system.now()
             ticket.notify()
-        raise ValueError("it was deleted or replaced, so permits taken until now are lost; try again")
 
     @property
     def anybody_waits(self) -> bool:
@@ -234,7 +255,7 @@ class SqliteBackend:
         """Have another one come, who may find the file in a better state."""
         with self._lock:
             if self._porter is porter:
-                self._start_anew()
+                self._lose_all()
 
     async def aclose(self) -> None:
         porter = self._porter
@@ -248,17 +269,9 @@ class SqliteBackend:
         with self._lock:
             if self.tickets or self._porter is None:
                 return False
-            ours, porter, client = self._store, self._porter, self.client
+            porter, client = self._porter, self.client
             self._start_anew()
-        while True:
-            try:
-                store.bury(client, self._system.now(), client << BITS)
-                break
-            except StoreBusy:
-                continue
-        self._lives.let_go(client)
-        if ours is not None:
-            ours.close()
+        porter.insist(lambda: store.bury(client, self._system.now(), client << BITS))
         porter.stop()
         return True
 

@@ -101,10 +101,16 @@ class Store:
         self.patience = patience
         """Seconds; beyond the first millisecond it sleeps, so only a thread of its own should have more."""
         self.connection = sqlite3.connect(
-            path, isolation_level=None, check_same_thread=False, cached_statements=64, timeout=10
+            path, isolation_level=None, check_same_thread=False, cached_statements=64, timeout=patience
         )
         self._execute = self.connection.cursor().execute
-        self._prepare(epoch)
+        try:
+            self._prepare(epoch)
+        except BaseException as error:
+            self.connection.close()
+            if isinstance(error, sqlite3.OperationalError) and _is_busy(error):
+                raise StoreBusy(StoreBusy.__doc__) from None
+            raise
         self.epoch: int = self._execute("SELECT epoch FROM store").fetchone()[0]
         """Ticks to add to the clock's for those since 1970; the same for all who open the file."""
 
