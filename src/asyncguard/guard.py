@@ -593,7 +593,7 @@ class Guard:
         if permit.state == "refused":
             reason = permit.reason
         elif permit.state == "lost":
-            reason = getattr(permit, "reason", reason)
+            reason = getattr(permit, "reason", None) or "evicted"
         rules = self.options.rules
         outlook: Outlook | None = getattr(permit, "outlook", None)
         wait = None if outlook is None or outlook.wait is None else outlook.wait / TICKS

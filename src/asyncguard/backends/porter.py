@@ -162,8 +162,8 @@ class Porter(threading.Thread):
             if not told and time.monotonic() - began > _LONG:
                 told = True
                 _log.warning(
-                    "%s has been inside a step on %s for %g s: is it stopped? All who use the file wait for it: "
-                    "let it go on, or end it",
+                    "%s has been inside a step on %s for %g s: is it stopped? All who use the file wait for it,"
+                    " so let it go on, or end it",
                     writer_of(self._path),
                     self._path,
                     _LONG,
