@@ -204,3 +204,72 @@ async def test_who_was_granted_as_the_file_was_replaced_hears_of_the_file(url: s
     with pytest.raises(BackendUnavailable):
         await waits
     await ag.aclose()
+
+
+async def _pass_around(guards: list[Any], rounds: int) -> None:
+    async def work(guard: Any) -> None:
+        for _ in range(rounds):
+            async with guard:
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(work(guard) for guard in guards))
+
+
+async def test_a_hand_over_takes_no_turn_of_the_porter_where_there_is_one_loop(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = AsyncGuard(url), AsyncGuard(url)
+    guards = [one.guard("report", max_wait=20), other.guard("report", max_wait=20)]
+    await _pass_around(guards, 2)
+    news: list[str] = []
+    read_news = SqliteBackend.read_news
+
+    def note(self: SqliteBackend, store: Any) -> None:
+        news.append(threading.current_thread().name)
+        read_news(self, store)
+
+    monkeypatch.setattr(SqliteBackend, "read_news", note)
+    await _pass_around(guards, 50)
+    here = threading.current_thread().name
+    assert news.count(here) > 0.9 * len(news), news
+    await one.aclose()
+    await other.aclose()
+
+
+async def test_a_loop_that_is_blocked_keeps_no_news_from_others(url: str) -> None:
+    ag, other = AsyncGuard(url), AsyncGuard(url)
+    guard = ag.guard("report")
+    permit = await other.guard("report").acquire()
+    waits = asyncio.create_task(guard.acquire())  # and so this loop hears the bell
+    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    waits.cancel()
+    await asyncio.wait([waits])
+    ran = threading.Event()
+
+    async def wait() -> None:
+        async with guard:
+            ran.set()
+
+    thread = threading.Thread(target=asyncio.run, args=(wait(),))
+    thread.start()
+    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    released = permit.release()
+    with contextlib.suppress(StopIteration):
+        released.send(None)
+    assert ran.wait(0.9), "and no later look was needed"
+    thread.join()
+    await ag.aclose()
+    await other.aclose()
+
+
+async def test_loops_that_come_and_go_hear_the_bell_one_after_the_other(url: str) -> None:
+    ag, other = AsyncGuard(url), AsyncGuard(url)
+    guards = [ag.guard("report", max_wait=20), other.guard("report", max_wait=20)]
+    for _ in range(5):
+        await asyncio.to_thread(asyncio.run, _pass_around(guards, 5))
+    await _pass_around(guards, 5)
+    await ag.aclose()
+    await other.aclose()

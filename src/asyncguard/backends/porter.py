@@ -8,7 +8,6 @@ import functools
 import logging
 import os
 import selectors
-import socket
 import sqlite3
 import threading
 import time
@@ -21,9 +20,11 @@ from asyncguard.backends.sqlite_store import Store, StoreBusy
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
+    from asyncguard.backends.bell import Bell
     from asyncguard.backends.sqlite import SqliteBackend
 
 T = TypeVar("T")
@@ -49,7 +50,7 @@ def unavailable(path: Path, fault: object) -> BackendUnavailable:
 
 @final
 class Porter(threading.Thread):
-    """Opens the file, does what may take long, hears the doorbell, and watches the other processes."""
+    """Opens the file, does what may take long, watches the other processes, and may hear the bell."""
 
     def __init__(self, backend: SqliteBackend) -> None:
         super().__init__(name="asyncguard: porter", daemon=True)
@@ -60,13 +61,12 @@ class Porter(threading.Thread):
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._selector.register(self._wake, selectors.EVENT_READ)
-        self._bells: Path | None = None
-        self._directory = -1
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._own = ""
+        self.bell: Bell | None = None
+        self._hears = False
         self._watched: dict[int, int | None] = {}
         self._is_over = False
         self._is_untidy = False
+        self._looks = False
         self._fault: BaseException | None = None
         """Why it ended before its time."""
         self.move_out: Callable[[Store], Iterable[int]] | None = None
@@ -99,6 +99,17 @@ class Porter(threading.Thread):
             self._attends = True
             self._wake_up()
 
+    def look_around(self) -> None:
+        """Have it see who came, and who is dead."""
+        self._looks = True
+        self._wake_up()
+
+    def hear_on(self, loop: asyncio.AbstractEventLoop, hear: Callable[[], object]) -> None:
+        """Have the bell heard on the running loop, if its are the only tickets."""
+        if self.bell is not None and self.bell.loop is not loop:
+            self.bell.hear_on(loop, hear)
+            self._wake_up()
+
     def tidy(self) -> None:
         """Have it tidy up, when it finds the time."""
         self._is_untidy = True
@@ -121,6 +132,7 @@ class Porter(threading.Thread):
             store = self._open()
             while not self._is_over:
                 attends = self.looks_around or self._attends or self.failed
+                self._mind_the_bell()
                 events = self._selector.select(_LOOK_AROUND if attends else None)
                 self._run_once(store, events)
         except (*FAULTS, StoreBusy) as fault:
@@ -140,8 +152,9 @@ class Porter(threading.Thread):
         if backend is None:
             raise StoreBusy
         store = self._store = backend.open(self)
-        for client in self.insist(store.clients):
-            self.ring(client)
+        if self.bell is not None:
+            for client in self.insist(store.clients):
+                self.bell.greet(client)
         self._attempt(backend.look_around, store)
         self._do_the_work(store)
         return store
@@ -162,13 +175,27 @@ class Porter(threading.Thread):
             if not told and time.monotonic() - began > _LONG:
                 told = True
                 _log.warning(
-                    "%s has been inside a step on %s for %g s: is it stopped? All who use the file wait for it,"
-                    " so let it go on, or end it",
+                    "%s has been inside a step on %s for %g s, and all who use the file wait for it: let it "
+                    "go on if it is stopped, or end it",
                     writer_of(self._path),
                     self._path,
                     _LONG,
                 )
             time.sleep(_NAP)
+
+    def _mind_the_bell(self) -> None:
+        """Hear it as long as no event loop does."""
+        hears = self.bell is not None and self.bell.loop is None
+        if self.bell is not None and hears != self._hears:
+            self._hears = hears
+            if hears:
+                self._selector.register(self.bell, selectors.EVENT_READ)
+            else:
+                self._selector.unregister(self.bell)
+
+    def _ring(self, client: int) -> None:
+        if self.bell is not None:
+            self.bell.ring(client)
 
     def _fail(self) -> None:
         """Tell whoever still waits for something."""
@@ -183,15 +210,13 @@ class Porter(threading.Thread):
             if self.move_out is not None:
                 with contextlib.suppress(*FAULTS, StoreBusy):  # then others bury the client
                     for client in self.move_out(self._store):
-                        self.ring(client)
+                        self._ring(client)
             self._store.close()
         for client in list(self._watched):
             self._let_be(client)
         self._selector.close()
-        self._socket.close()
-        if self._bells is not None:
-            (self._bells / self._own).unlink(missing_ok=True)
-            os.close(self._directory)
+        if self.bell is not None:
+            self.bell.close()
         os.close(self._wake)
         self.ended.set_result(None)
 
@@ -201,21 +226,18 @@ class Porter(threading.Thread):
         if backend is None:
             self._is_over = True
             return
-        looks = not events
-        if looks:
+        looks, self._looks = self._looks or not events, False
+        if not events:
             self._attends = backend.anybody_waits
-            self._attempt(backend.read_news, store)
+            self._attempt(backend.recheck, store)
             self._try_again(store)
         for key, _ in events:
             if key.fileobj == self._wake:
                 with contextlib.suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
-            elif key.fileobj is self._socket:
-                with contextlib.suppress(BlockingIOError):
-                    while True:
-                        self._socket.recv(1)
+            elif self.bell is not None and key.fileobj is self.bell:
+                looks = self.bell.silence() or looks
                 self._attempt(backend.read_news, store)
-                looks = looks or bool(self._attempt(self._are_new, store))
             else:
                 looks = True
         if looks:
@@ -262,31 +284,7 @@ class Porter(threading.Thread):
                 self.failed += failed[number:]
                 return
 
-    # --- bells ---------------------------------------------------------------------------------
-
-    def hang_up_bell(self, bells: Path, client: int) -> None:
-        """Hear who rings, from now on."""
-        bells.mkdir(mode=0o700, exist_ok=True)
-        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._bells = bells
-        self._own = str(client)
-        (bells / self._own).unlink(missing_ok=True)
-        self._socket.bind(self._bell_of(client))
-        self._selector.register(self._socket, selectors.EVENT_READ)
-
-    def _bell_of(self, client: int) -> str:
-        # A socket's address has room for 108 bytes.
-        return f"/proc/self/fd/{self._directory}/{client}"
-
-    def ring(self, client: int) -> None:
-        """Tell a client that there are news for it."""
-        with contextlib.suppress(OSError):  # it rings already, or nobody is there
-            self._socket.sendto(b"", self._bell_of(client))
-
     # --- who lives -----------------------------------------------------------------------------
-
-    def _are_new(self, store: Store) -> bool:
-        return any(client not in self._watched and str(client) != self._own for client in store.clients())
 
     @property
     def watched(self) -> set[int]:
@@ -310,8 +308,8 @@ class Porter(threading.Thread):
     def forget(self, client: int) -> None:
         """Watch one no more that is gone."""
         self._let_be(client)
-        if self._bells is not None:
-            (self._bells / str(client)).unlink(missing_ok=True)
+        if self.bell is not None:
+            self.bell.take_down(client)
 
     def _let_be(self, client: int) -> None:
         descriptor = self._watched.pop(client, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -14,9 +15,11 @@ import sqlite3
 import threading
 import weakref
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
 
 from asyncguard.admission import KEEP
+from asyncguard.backends.bell import Bell
 from asyncguard.backends.lives import Lives, process_namespace
 from asyncguard.backends.porter import FAULTS, PATIENCE, Porter, unavailable
 from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
@@ -39,7 +42,7 @@ T = TypeVar("T")
 _log = logging.getLogger("asyncguard")
 _MOMENT: Final = 0.001
 """Seconds for which an event loop waits for the file's lock."""
-_STEPS_TO_TIDY: Final = 256
+_STEPS_TO_TIDY: Final = 64
 """Steps after which the porter moves what was written from SQLite's log into the file."""
 _LEAST_VERSION: Final = (3, 40)
 _DISTANT: Final = frozenset(
@@ -70,15 +73,14 @@ class _FileClock:
 class Place:
     """A partition, as its tickets know it."""
 
-    __slots__ = ("_backend", "guard", "key")
-
-    gated: Final = True
-    """Whether time alone may advance it: so that the backend hears of each ticket that waits."""
+    __slots__ = ("_backend", "gated", "guard", "key")
 
     def __init__(self, backend: SqliteBackend, guard: int, key: str | None) -> None:
         self._backend = backend
         self.guard = guard
         self.key = key
+        self.gated = False
+        """Whether time alone may advance it: then the backend hears of each ticket that waits."""
 
     def is_full_for(self, ticket: Ticket) -> bool:
         """Whether the permits that are held keep a ticket out, and not a pause or the pace."""
@@ -154,6 +156,8 @@ class SqliteBackend:
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self.tickets: dict[int | str, Ticket] = {}
         """Those that hold or wait, or whose answer is on its way."""
+        self._has_news = False
+        """Whether a step of ours decided upon other tickets of ours."""
         self._inside = False
         """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
         self._store: Store | None = None
@@ -200,7 +204,7 @@ class SqliteBackend:
         self._file_clock.epoch = store.epoch
         ours = porter.insist(lambda: Store(self.path, epoch=store.epoch, patience=_MOMENT))
         ours.leave_tidying_to_others()
-        porter.hang_up_bell(Path(f"{self.path}-bells"), self.client)
+        porter.bell = Bell(Path(f"{self.path}-bells"), self.client)
         process = os.getpid(), process_namespace()
         porter.insist(lambda: store.register(self.client, self.owner, process, self._lives.hold))
         porter.move_out = _way_out(self.client, self._lives, self._system, ours)
@@ -298,6 +302,9 @@ class SqliteBackend:
                 self._inside = False
                 if self._steps % _STEPS_TO_TIDY == 0:
                     self._hire().tidy()
+                if self._has_news:
+                    self._has_news = False
+                    self.hear()
 
     def _now_or_later(self, work: Callable[[Store], object]) -> Awaitable[Any] | None:
         """Do one step; what results, if anything, can be awaited to know that it was done."""
@@ -370,13 +377,17 @@ class SqliteBackend:
                 ticket.id = self.step()
             self.tickets[ticket.id] = ticket
 
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - None where none runs
+
         def enter(store: Store) -> None:
             self._check_file()
             guard = self._number(store, ticket.terms.guard)
-            ticket.partition = Place(self, guard, ticket.key)  # type: ignore[assignment]
+            place = Place(self, guard, ticket.key)
+            ticket.partition = place  # type: ignore[assignment]
             self._ring(store.enter(ticket, guard, self._system.now(), wait))
             if ticket.state == "waiting":
-                self._hire().attend()
+                place.gated = store.is_paced(guard)
+                self._expect_news(loop)
             elif ticket.state in ("refused", "new"):
                 self.tickets.pop(ticket.id, None)
                 store.forget([ticket])
@@ -481,9 +492,33 @@ class SqliteBackend:
 
     def _ring(self, clients: Iterable[int]) -> None:
         porter = self._porter
-        if porter is not None:
-            for client in clients:
-                porter.ring(client)
+        if porter is None or porter.bell is None:
+            return
+        for client in clients:
+            if client == self.client and get_ident() != porter.ident:
+                self._has_news = True
+            else:
+                porter.bell.ring(client)
+
+    def _expect_news(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        porter = self._hire()
+        porter.attend()
+        if loop is not None:
+            porter.hear_on(loop, functools.partial(_hear, weakref.ref(self), porter))
+
+    def hear(self) -> None:
+        """Read the news on an event loop, or have the porter do so if that takes long."""
+        try:
+            self.do(self.read_news)
+        except StoreBusy:
+            self._hire().call(self.read_news)
+        except BackendUnavailable as error:  # the porter, who looks each second, has the last word
+            _log.warning("%s", error)
+
+    def recheck(self, store: Store) -> None:
+        """See what is so, whatever one was told, or not told."""
+        self.read_news(store)
+        self._rearm(store)
 
     def read_news(self, store: Store) -> None:
         """See what the steps of others decided upon tickets of ours."""
@@ -529,7 +564,11 @@ class SqliteBackend:
             self._arm(store, place.guard, place.key, ticket.row.loop)
 
     def _rearm(self, store: Store) -> None:
+        waiting = {}
         for ticket in list(self.tickets.values()):
+            if isinstance(ticket, Permit) and ticket.state == "waiting" and ticket.future is not None:
+                waiting[ticket.terms.guard.name, ticket.key, ticket.row.loop] = ticket
+        for ticket in waiting.values():
             self._wait_in(store, ticket)
 
     def _arm(self, store: Store, guard: int, key: str | None, loop: asyncio.AbstractEventLoop) -> None:
@@ -555,6 +594,15 @@ class SqliteBackend:
         if self._alarms.get((guard, key, loop)) == due:
             del self._alarms[guard, key, loop]
         self._now_or_later(lambda store: self._arm(store, guard, key, loop))
+
+
+def _hear(listener: weakref.ref[SqliteBackend], porter: Porter) -> None:
+    """Hear the bell on an event loop, which mustn't keep a backend that is dropped otherwise."""
+    if porter.bell is not None and porter.bell.silence():
+        porter.look_around()
+    backend = listener()
+    if backend is not None:
+        backend.hear()
 
 
 _live: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()

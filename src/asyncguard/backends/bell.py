@@ -1,0 +1,101 @@
+"""How clients of a file tell each other that there are news: each has a socket, by its number."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from typing import TYPE_CHECKING, Final, final
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Callable
+    from pathlib import Path
+
+_NEWS: Final = b""
+_HELLO: Final = b"!"
+
+
+@final
+class Bell:
+    """A datagram socket; what is sent says no more than that it rings.
+
+    It is heard on the event loop that its tickets wait on, if there is only one, and else by the porter:
+    a loop that doesn't run would leave news unread that concern others.
+    """
+
+    def __init__(self, bells: Path, client: int) -> None:
+        bells.mkdir(mode=0o700, exist_ok=True)
+        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._bells = bells
+        self.client = client
+        (bells / str(client)).unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(self._of(client))
+        self.loop: asyncio.AbstractEventLoop | None = None
+        """On which it is heard; None: the porter hears it."""
+        self._last: asyncio.AbstractEventLoop | None = None
+        """The last that heard it, and has to forget it before the socket is closed."""
+        self._is_shared = False
+
+    def _of(self, client: int) -> str:
+        # A socket's address has room for 108 bytes.
+        return f"/proc/self/fd/{self._directory}/{client}"
+
+    def fileno(self) -> int:
+        """Tell the descriptor to wait for."""
+        return self._socket.fileno()
+
+    def ring(self, client: int) -> None:
+        """Tell a client that there are news for it."""
+        self._send(client, _NEWS)
+
+    def greet(self, client: int) -> None:
+        """Tell a client that another has come, for it to watch."""
+        self._send(client, _HELLO)
+
+    def _send(self, client: int, what: bytes) -> None:
+        with contextlib.suppress(OSError):  # it rings already, or nobody is there
+            self._socket.sendto(what, self._of(client))
+
+    def silence(self) -> bool:
+        """Have it ring no more, until it is rung again; tell whether somebody has come."""
+        came = False
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                came = self._socket.recv(1) == _HELLO or came
+        return came
+
+    def hear_on(self, loop: asyncio.AbstractEventLoop, hear: Callable[[], object]) -> None:
+        """Have it heard on the running loop, unless there are others."""
+        before = self.loop
+        if self._is_shared or before is loop:
+            return
+        if before is None or before.is_closed():
+            self.loop = self._last = loop
+            loop.add_reader(self._socket, hear)
+        else:
+            self._is_shared = True
+            self.loop = None
+            with contextlib.suppress(RuntimeError):  # closed just now
+                before.call_soon_threadsafe(before.remove_reader, self._socket)
+
+    def take_down(self, client: int) -> None:
+        """Remove the bell of one who is gone."""
+        (self._bells / str(client)).unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Be rung no more."""
+        self.take_down(self.client)
+        os.close(self._directory)
+        try:
+            if self._last is not None:  # or it would wait for a descriptor that is another's by then
+                self._last.call_soon_threadsafe(self._close_on, self._last)
+                return
+        except RuntimeError:  # it is closed, too
+            pass
+        self._socket.close()
+
+    def _close_on(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.remove_reader(self._socket)
+        self._socket.close()
