@@ -39,7 +39,7 @@ class Client:
 
     def close(self, reason: Reason) -> None:
         """End all waits of this loop for good: those to come need another client."""
-        for row in self._rows.values():
+        for row in list(self._rows.values()):
             row.live = False
         self.give_up(reason)
 

@@ -9,6 +9,7 @@ from asyncio import Future
 from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict, Unpack, final, overload
 
 from asyncguard.admission import KEEP
+from asyncguard.blocking import Blocking
 from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
 from asyncguard.errors import REFUSALS, ClientLeft, Refused, WouldBlock, WouldDeadlock
@@ -278,6 +279,30 @@ class Guard:
         """
         return Entry(self, *self._terms_for(key, ask))
 
+    @property
+    def blocking(self) -> Blocking:
+        """The guard for code that blocks: threads, scripts, Celery, Django; in one queue with all others.
+
+        `with guard.blocking() as permit` is a block, with a key or something asked where needed:
+        `guard.blocking(key="alice", timeout=5)`. `@guard.blocking` and `@guard.blocking(key="account")`
+        put a `def` under the guard, which stays a `def`; there `key` names one of its parameters, or
+        is called with its arguments.
+
+        A thread can't be cancelled: where its permit is taken away, or held for longer than `max_hold`,
+        `permit.lost` is set, and the block raises when it ends.
+
+        Raises, at the call and at decoration:
+            TypeError: an argument is of the wrong type; it isn't a plain function that is decorated.
+            ValueError: an argument is out of bounds; no parameter goes by the name `key`.
+
+        Raises, on entering: as `acquire`, and
+            RuntimeError: an event loop runs in this thread, and would be blocked.
+
+        Raises, at the end of the block:
+            PermitLost: the permit was taken away, and the guard wasn't made with `on_lost="notify"`.
+        """
+        return Blocking(self)
+
     # --- by hand -------------------------------------------------------------------------------
 
     def acquire(self, *, key: Key | None = None, **ask: Unpack[Ask]) -> Coroutine[Any, Any, Permit]:
@@ -307,24 +332,11 @@ class Guard:
             WouldBlock: none is free, or others wait for it.
             Refused: another reason; `reason` says which.
         """
-        backend = self.bound_to or self._bind()
-        permit = new_permit(backend.new_id(), *self._terms_for(key, ask), backend)
-        permit.arrival = backend.clock.now()
-        audience = permit.gather(self._observers) if self._observers is not None else None
-        if backend.enter(permit, wait=False) is not None:
-            raise NotImplementedError(
-                "this backend can't be asked without waiting for it: use `await guard.acquire(timeout=0)`"
-            )
-        if permit.state == "new":
+        permit = self._enter_at_once(*self._terms_for(key, ask), self.bound_to or self._bind())
+        if permit is None:
             raise WouldBlock(
                 f"no permit of {self!r} can be granted right now: `await acquire()` waits for one"
             )
-        if audience is not None:
-            audience.hear_it_entered(permit)
-        if permit.state == "refused":
-            raise self._refuse(permit, None)
-        scope = _scope()
-        self._begin(permit, scope.served if scope is not None else None)
         return permit.handle()
 
     # --- to look and to act --------------------------------------------------------------------
@@ -455,6 +467,35 @@ class Guard:
         self._begin(permit, served)
         return permit
 
+    def _enter_at_once(self, terms: Terms, key: str | None, backend: Backend) -> Permit | None:
+        """Become a permit that is free right now, in order; None where it would have to wait.
+
+        Raises:
+            NotImplementedError: the backend can't answer at once.
+            Refused: it was refused.
+        """
+        permit = new_permit(backend.new_id(), terms, key, backend)
+        permit.arrival = backend.clock.now()
+        audience = permit.gather(self._observers) if self._observers is not None else None
+        try:
+            answer = backend.enter(permit, wait=False)
+        except BaseException:  # a signal handler's, perhaps, which may come at any moment
+            backend.leave(permit, finished=False)
+            raise
+        if answer is not None:
+            raise NotImplementedError(
+                "this backend can't be asked without waiting for it: use `await guard.acquire(timeout=0)`"
+            )
+        if permit.state == "new":
+            return None
+        if audience is not None:
+            audience.hear_it_entered(permit)
+        if permit.state == "refused":
+            raise self._refuse(permit, None)
+        scope = _scope()
+        self._begin(permit, scope.served if scope is not None else None)
+        return permit
+
     async def _wait(
         self, permit: Permit, scope: Scope, answer: Awaitable[None] | None, served: Exchange | None
     ) -> None:
@@ -578,8 +619,9 @@ class Guard:
             ):
                 permit.backend.leave(permit)
                 permit.tell("withdrawn")
+                who = "thread" if scope.loop is None else "task"
                 raise WouldDeadlock(
-                    f"this task waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
+                    f"this {who} waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
                     "guard once, around all the work"
                 )
 

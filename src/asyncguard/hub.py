@@ -21,6 +21,7 @@ from asyncguard.errors import Draining, Status
 from asyncguard.events import Observers
 from asyncguard.guard import Guard, OnLost, Options, Replacement
 from asyncguard.keys import as_name
+from asyncguard.sideloop import SideLoop
 from asyncguard.ticket import Order, Rate, Rules
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class AsyncGuard:
         self.clients: dict[asyncio.AbstractEventLoop, Client] = {}
         self._draining = False
         self._executor: ThreadPoolExecutor | None = None
+        self._side: SideLoop | None = None
         self._guards: dict[str, Guard] = {}
         """The guard that speaks for each name: the one declared, or the variant that replaced it."""
         self._bound: list[Guard] = []
@@ -97,6 +99,9 @@ class AsyncGuard:
         """Leave the parent's loops and threads behind in a forked child."""
         self._lock = threading.Lock()
         self._executor = None
+        if self._side is not None:
+            self._side.leave_behind()
+            self._side = None
         self.clients = {}
         self.observers.late.clear()
         self._unbind()
@@ -190,17 +195,25 @@ class AsyncGuard:
     async def aclose(self) -> None:
         """Refuse who waits on this event loop, and give back what is held of the system.
 
-        Permits stay with their holders. A guard that is used again opens what it needs again.
+        With the last event loop it also refuses the threads that wait. Permits stay with their holders.
+        A guard that is used again opens what it needs again.
         """
         client = self.clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             client.close("draining")
         with self._lock:
-            executor = None
-            if not any(loop.is_running() for loop in self.clients):
+            executor = side = None
+            aside = None if self._side is None else self._side.loop
+            if not any(loop.is_running() for loop in list(self.clients) if loop is not aside):
                 executor, self._executor = self._executor, None
+                side, self._side = self._side, None
         if executor is not None:
             executor.shutdown(wait=False)
+        if side is not None:
+            client = self.clients.pop(side.loop, None)
+            if client is not None:
+                side.loop.call_soon_threadsafe(client.close, "draining")
+            side.end()
         if self._backend is not None:
             await self._backend.aclose()
         self._draining = False
@@ -263,6 +276,14 @@ class AsyncGuard:
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(_MOST_THREADS, thread_name_prefix="asyncguard")
             return self._executor.submit(work, *args)
+
+    def side_loop(self, user: object) -> SideLoop:
+        """Find the loop on which threads wait that block, which runs until `user` has left it."""
+        with self._lock:
+            if self._side is None or not self._side.join(user):
+                self._side = SideLoop(self)
+                self._side.join(user)
+            return self._side
 
     def client(self) -> Client:
         """This AsyncGuard on the running loop."""

@@ -150,11 +150,39 @@ def scope_here() -> Scope:
     return open_scope()
 
 
+@final
+class ThreadScope(Scope):
+    """That of a thread in which no event loop runs, and not of others that run in copies of its context."""
+
+    __slots__ = ("_around", "_thread", "served")
+
+    def __init__(self) -> None:
+        super().__init__(None, None)
+        around = self._around = scope_var.get()
+        self._thread = get_ident()
+        self.served = None if around is None else around.served
+        scope_var.set(self)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the thread."""
+        return self._thread == get_ident()
+
+    def close(self) -> None:
+        """Leave the context as it was, once no block is open: frameworks copy it back into a task's."""
+        if self.innermost is None and scope_var.get() is self:
+            scope_var.set(self._around)
+
+
 def open_scope_of_thread(permit: Permit) -> None:
     """Have the calling thread run under a permit that a task took for it."""
-    scope = _scope_of(None, None)
-    scope.innermost = permit
-    scope_var.set(scope)
+    ThreadScope().innermost = permit
+
+
+def scope_of_thread() -> ThreadScope:
+    """Find or begin the scope of the calling thread."""
+    scope = scope_var.get()
+    return scope if isinstance(scope, ThreadScope) and scope.is_here else ThreadScope()
 
 
 @final
@@ -204,9 +232,11 @@ _rare = threading.RLock()
 
 
 def _renew() -> None:
-    """Have a lock of its own in a forked child: another thread of the parent may have held this one."""
+    """Have a lock of its own in a forked child, whose thread is in no block: permits are the parent's."""
     global _rare  # noqa: PLW0603
-    _rare = threading.RLock()
+    _rare = threading.RLock()  # another thread of the parent may have held the old one
+    if isinstance(scope_var.get(), ThreadScope):
+        scope_var.set(None)
 
 
 if hasattr(os, "register_at_fork"):
@@ -418,7 +448,8 @@ class Permit(Ticket):
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(
-                "max_hold needs a running event loop to tell when it is over: take the permit in a coroutine"
+                "max_hold needs a running event loop to tell when it is over: take the permit in a coroutine "
+                "or by `with guard.blocking()`"
             ) from None
         task = asyncio.current_task()
         extra = self._extras()
@@ -504,6 +535,16 @@ class Permit(Ticket):
                 raise extra.interruption from exc
         return acknowledged
 
+    def say_if_lost(self) -> None:
+        """Say that it was lost during a block that nothing could interrupt: a thread's, which has ended.
+
+        Raises:
+            PermitLost: it was, and the guard says that losses are errors.
+        """
+        extra = self.extra
+        if extra is not None and extra.error is not None and extra.cancels:
+            raise extra.error
+
     def pass_to(self, scope: Scope) -> None:
         """Have the work go on there when the block has ended."""
         self._extras().heir = scope
@@ -550,8 +591,8 @@ def new_permit(ticket_id: int | str, terms: Terms, key: str | None, backend: Bac
 def current_permit() -> Permit:
     """Find the permit under which the calling code runs: that of the innermost block around it.
 
-    It is the task's whose block it is, or the thread's that runs a guarded `def`. What these start in
-    turn may outlive the block, so it has to be given the permit by hand.
+    It is the task's whose block it is, or the thread's that runs a guarded `def` or is in a block of its
+    own. What these start in turn may outlive the block, so it has to be given the permit by hand.
 
     Raises:
         LookupError: no guarded block is around, or it has ended.
@@ -562,7 +603,8 @@ def current_permit() -> Permit:
             task = asyncio.current_task()
         except RuntimeError:  # no event loop runs in this thread
             task = None
-        for permit in scope if scope.task() in (None, task) else ():
+        is_here = scope.is_here if isinstance(scope, ThreadScope) else scope.task() in (None, task)
+        for permit in scope if is_here else ():
             if permit.state == "held":
                 return permit
     raise LookupError(

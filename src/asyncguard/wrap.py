@@ -39,13 +39,7 @@ class Wrapper:
         check_choice("hold", hold, Hold)
         self._hold: Hold = hold
         self._ask = ask
-        if key is not None and not isinstance(key, str) and not callable(key):
-            raise TypeError(f"key: expected a parameter's name or a callable, got {key!r}")
-        if getattr(key, "reads_requests", False):
-            raise TypeError(
-                f"key: {key!r} is for require() and GuardMiddleware; the decorator sees the endpoint's "
-                "arguments: name one of them, or give a function of them"
-            )
+        check_key_source(key)
 
     @overload
     def __call__(self, func: Callable[P, Awaitable[R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
@@ -53,13 +47,13 @@ class Wrapper:
     def __call__(self, func: Callable[P, R], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
     def __call__(self, func: Callable[..., Any], /) -> Callable[..., Coroutine[Any, Any, Any]]:
         """Put a function under the guard."""
-        _check_function(func)
-        key_of = None if self._key is None else _key_reader(func, self._key)
+        check_function(func)
+        key_of = None if self._key is None else key_reader(func, self._key)
         guard, hold, ask = self._guard, self._hold, self._ask
-        is_async = _is_async(func)
-        plain = is_async and key_of is None and not ask
+        awaits = is_async(func)
+        plain = awaits and key_of is None and not ask
         ends = hold in ("auto", "handler")
-        run = _run if is_async else functools.partial(_run_in_thread, guard)
+        run = _run if awaits else functools.partial(_run_in_thread, guard)
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +121,7 @@ _GENERATOR = (
 
 
 def _computing(source: Callable[..., Key], what: str) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
-    if _is_async(source):
+    if is_async(source):
         raise TypeError(f"{what}: expected a plain function, got the coroutine function {source!r}")
 
     def compute(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Key:
@@ -141,21 +135,42 @@ def _computing(source: Callable[..., Key], what: str) -> Callable[[tuple[Any, ..
     return compute
 
 
-def _check_function(func: Any) -> None:
+def check_key_source(key: object) -> None:
+    """Check what should say the key of a decorated function's call.
+
+    Raises:
+        TypeError: it can't.
+    """
+    if key is not None and not isinstance(key, str) and not callable(key):
+        raise TypeError(f"key: expected a parameter's name or a callable, got {key!r}")
+    if getattr(key, "reads_requests", False):
+        raise TypeError(
+            f"key: {key!r} is for require() and GuardMiddleware; the decorator sees the endpoint's "
+            "arguments: name one of them, or give a function of them"
+        )
+
+
+def check_function(func: Any, generator: str = _GENERATOR) -> None:
+    """Check that something is a function whose body runs when it is called.
+
+    Raises:
+        TypeError: it isn't; for a generator function with the message `generator`.
+    """
     if isinstance(func, staticmethod | classmethod):
         kind = type(func).__name__
         raise TypeError(f"the guard must be under @{kind}, next to the function: swap the two decorators")
     if isinstance(func, type) or not callable(func):
         raise TypeError(f"expected a function to guard, got {func!r}")
     if inspect.isgeneratorfunction(func) or inspect.isasyncgenfunction(func):
-        raise TypeError(_GENERATOR.format(func))
+        raise TypeError(generator.format(func))
 
 
-def _is_async(func: Any) -> bool:
+def is_async(func: Any) -> bool:
+    """Tell whether calls of it are to be awaited."""
     return inspect.iscoroutinefunction(func) or inspect.iscoroutinefunction(type(func).__call__)
 
 
-def _key_reader(
+def key_reader(
     func: Callable[..., Any], source: KeySource
 ) -> Callable[[tuple[Any, ...], dict[str, Any]], Key]:
     """Make what finds the key among a call's arguments.

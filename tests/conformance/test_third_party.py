@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,7 @@ import pytest
 from hypothesis import settings
 from toys import Distant, open_own
 
-from asyncguard import AsyncGuard
+from asyncguard import AsyncGuard, WouldDeadlock
 from asyncguard.clock import SystemClock
 from asyncguard.testing import fresh
 from asyncguard.testing.conformance import BackendConformance, MakeAsyncGuard
@@ -142,3 +145,43 @@ def test_it_is_a_function_that_opens_a_backend() -> None:
     backend: Any = open_own(SystemClock(), "shop")
     with pytest.raises(TypeError, match="expected a function of clock and namespace"):
         AsyncGuard(backend=backend)
+
+
+def test_threads_that_block_ask_one_that_needs_a_loop_on_theirs() -> None:
+    ag = AsyncGuard(backend=Distant, namespace=uuid.uuid4().hex)
+    guard = ag.guard("report")
+    came: list[int] = []
+
+    @guard.blocking
+    def work(number: int) -> None:
+        came.append(number)
+        time.sleep(0.01)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(5)]
+    with guard.blocking() as permit:
+        assert permit.token
+        for thread in threads:
+            thread.start()
+        while asyncio.run(guard.inspect()).waiting < len(threads):
+            time.sleep(0.001)
+        assert came == []
+        with pytest.raises(WouldDeadlock), guard.blocking():
+            pass
+    for thread in threads:
+        thread.join(10)
+    assert sorted(came) == list(range(5))
+    assert asyncio.run(guard.inspect()).in_use == 0
+    asyncio.run(ag.aclose())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_child_that_leaves_its_parents_block_is_not_stuck() -> None:
+    guard = AsyncGuard(backend=Distant, namespace=uuid.uuid4().hex).guard("report")
+    child = 0
+    with guard.blocking():
+        child = os.fork()
+    if child == 0:
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert asyncio.run(guard.inspect()).in_use == 0

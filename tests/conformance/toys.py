@@ -38,6 +38,7 @@ class Distant(Proxy):
     def __init__(self, clock: Clock, namespace: str) -> None:
         self.common = self.places.setdefault(namespace, MemoryBackend(clock))
         super().__init__(self.common)
+        self.answers_at_once = False
         self.left: set[int | str] = set()
         """Tickets that left before they had entered."""
         self.under_way: set[int | str] = set()

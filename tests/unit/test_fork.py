@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import threading
 import traceback
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from asyncguard import AsyncGuard, WouldBlock
+from asyncguard import AsyncGuard, WouldBlock, current_permit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,3 +168,47 @@ def _in_a_fresh_thread(function: Callable[[], None]) -> None:
     thread.join()
     if errors:
         raise errors[0]
+
+
+def test_the_blocking_form_waits_on_a_loop_of_the_childs_own(ag: AsyncGuard) -> None:
+    guard = ag.guard("report", max_wait=5)
+
+    def use() -> None:
+        _in_a_fresh_thread(lambda: take(guard))  # nothing of the parent's is held here
+        take(guard)
+        with guard.blocking():
+            thread = threading.Thread(target=take, args=(guard,))
+            thread.start()
+            while not asyncio.run(guard.inspect()).waiting:
+                pass
+        thread.join()
+
+    use()  # so that the parent has a loop
+    with guard.blocking() as permit:
+        in_a_child(use)
+        assert current_permit() is permit
+        with pytest.raises(WouldBlock):
+            guard.acquire_nowait()
+    gc.collect()
+    use()
+
+
+def test_a_child_that_leaves_its_parents_block_takes_nothing_from_it(ag: AsyncGuard) -> None:
+    guard = ag.guard("report", max_wait=1)
+    block = guard.blocking()
+    with block:
+
+        def leave() -> None:
+            with pytest.raises(LookupError):
+                current_permit()
+            block.__exit__(None, None, None)
+            take(guard)
+
+        in_a_child(leave)
+        with pytest.raises(WouldBlock):
+            guard.acquire_nowait()
+
+
+def take(guard: Guard) -> None:
+    with guard.blocking():
+        assert asyncio.run(guard.inspect()).in_use == 1

@@ -29,7 +29,7 @@ _RULES = {
 """The rules, and the plain values that they are about."""
 _PERMITS = {"client", "events", "permit", "running"}
 """What a permit is on an event loop."""
-_GUARDS = {"guard", "wrap"}
+_GUARDS = {"blocking", "guard", "sideloop", "wrap"}
 _UPWARD: dict[str, set[str]] = {
     "rules": {
         "client",
@@ -37,7 +37,9 @@ _UPWARD: dict[str, set[str]] = {
         "permit",
         "running",
         "backends",
+        "blocking",
         "guard",
+        "sideloop",
         "wrap",
         "hub",
         "http",
@@ -50,7 +52,9 @@ _UPWARD: dict[str, set[str]] = {
     },
     "permits": {
         "backends",
+        "blocking",
         "guard",
+        "sideloop",
         "wrap",
         "hub",
         "http",
@@ -60,7 +64,19 @@ _UPWARD: dict[str, set[str]] = {
         "cli",
         "testing",
     },
-    "backends": {"guard", "wrap", "hub", "http", "observability", "service", "commands", "cli", "testing"},
+    "backends": {
+        "blocking",
+        "guard",
+        "sideloop",
+        "wrap",
+        "hub",
+        "http",
+        "observability",
+        "service",
+        "commands",
+        "cli",
+        "testing",
+    },
     "guards": {"hub", "http", "observability", "service", "commands", "cli", "testing"},
     "hub": {"observability", "service", "commands", "cli", "testing"},
     "http": {"observability", "service", "commands", "cli", "testing"},
@@ -70,7 +86,9 @@ _UPWARD: dict[str, set[str]] = {
     "simulation": {
         "permit",
         "backends",
+        "blocking",
         "guard",
+        "sideloop",
         "wrap",
         "hub",
         "http",

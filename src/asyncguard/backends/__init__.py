@@ -28,6 +28,8 @@ class Backend(Protocol):
     """Host and process of this client, for people to read."""
     lease: int
     """Ticks for which a client unheard of is believed in; 0 where the backend sees who is alive."""
+    answers_at_once: bool
+    """Whether `enter(wait=False)` and `leave` return None, also in threads in which no event loop runs."""
     place: object
     """Where the partitions are: equal for those whose guards of one name have the same permits."""
     assumptions: str

@@ -44,6 +44,7 @@ class MemoryBackend:
     """A plain lock around the rules; whoever frees a permit wakes the client that it went to."""
 
     lease = 0
+    answers_at_once = True
     assumptions = (
         "memory: guards this process alone, and in it what uses this AsyncGuard; every other process, and "
         "every other AsyncGuard, has permits of its own"

@@ -132,6 +132,7 @@ class SqliteBackend:
     """
 
     lease = 0
+    answers_at_once = True
 
     def __init__(self, path: str, clock: Clock, namespace: str) -> None:
         if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):

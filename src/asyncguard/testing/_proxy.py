@@ -22,6 +22,7 @@ class Proxy:
         self.clock = behind.clock
         self.owner = behind.owner
         self.lease = behind.lease
+        self.answers_at_once = behind.answers_at_once
         self.place = behind.place
         self.assumptions = behind.assumptions
 
