@@ -80,6 +80,43 @@ async def by_hand() -> None:
     guard.acquire_nowait(permits="some")  # type: ignore[arg-type]
 
 
+def threads() -> None:
+    with guard.blocking() as permit:
+        assert_type(permit, Permit)
+    with guard.blocking(
+        key=7, timeout=3, permits=ALL, priority=1.5, tenant="t", share=2, label="l"
+    ) as permit:
+        assert_type(permit.lost, Loss)
+    with guard.blocking(key=Account.MAIN), guard.blocking(key=uuid.uuid4()):
+        pass
+    guard.blocking(timeout="3")  # type: ignore[call-overload]
+    guard.blocking(timeuot=3)  # type: ignore[call-overload]
+    guard.blocking(key=1.5)  # type: ignore[call-overload]
+
+
+@guard.blocking
+def blocking(account: int, *, big: bool = False) -> str:
+    return f"{account}{big}"
+
+
+@guard.blocking(key="account", timeout=3)
+def blocking_keyed(account: int) -> bytes:
+    return str(account).encode()
+
+
+class Books:
+    @guard.blocking(key=lambda _, account: account)
+    def book(self, account: int) -> float:
+        return float(account)
+
+
+assert_type(blocking(1, big=True), str)
+assert_type(blocking_keyed(1), bytes)
+assert_type(Books().book(1), float)
+blocking("1")  # type: ignore[arg-type]
+blocking(1, small=True)  # type: ignore[call-arg]
+
+
 async def pictures() -> None:
     picture = await guard.inspect("a")
     assert_type(picture, Snapshot)
