@@ -29,9 +29,8 @@ _QUOTABLE: Final = " !#$%&'()*+,/:;<=>?@[]^`{|}"
 _NAME: Final = "asyncguard.exchange"
 _NO_BODY: Final = (204, 304)
 _NOTHING: Final = (0, 0)
-_MILLISECONDS: Final = 1000 / TICKS
-_NEXT_TO_NOTHING: Final = TICKS // 20_000
-"""Ticks that are rounded to 0.0 ms: so long do most requests wait, and to write a number takes its time."""
+_TENTH: Final = TICKS // 10_000
+"""Ticks in a tenth of a millisecond, in which Server-Timing counts."""
 
 
 @final
@@ -373,21 +372,15 @@ def _times(permit: Permit) -> tuple[int, int]:
     granted = permit.granted
     waited = granted - permit.arrival
     held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
-    return (max(0, waited)), (max(0, held))
+    return waited if waited > 0 else 0, held if held > 0 else 0
 
 
 def _entries(guard: str, waited: int, held: int) -> bytes:
-    return b'queue;desc="%b";dur=%b, work;dur=%b' % (
-        _quotable(guard),
-        _milliseconds(waited),
-        _milliseconds(held),
-    )
-
-
-def _milliseconds(ticks: int) -> bytes:
-    return b"%.1f" % (ticks * _MILLISECONDS) if ticks > _NEXT_TO_NOTHING else b"0.0"
+    return _written(guard, (waited + _TENTH // 2) // _TENTH, (held + _TENTH // 2) // _TENTH)
 
 
 @functools.lru_cache
-def _quotable(name: str) -> bytes:
-    return quote(name, _QUOTABLE).encode()
+def _written(guard: str, waited: int, held: int) -> bytes:
+    """Write the entries: most requests wait for no tenth of a millisecond, and many work for none."""
+    name = quote(guard, _QUOTABLE)
+    return f'queue;desc="{name}";dur={waited / 10:.1f}, work;dur={held / 10:.1f}'.encode()
