@@ -35,6 +35,18 @@ SERVERS = {
     "hypercorn": ["hypercorn", "--workers=0", "--bind=127.0.0.1:0", "--graceful-timeout=5"],
 }
 """How to run an application on each, but for its name."""
+WORKERS = {
+    "uvicorn": [*_UVICORN, "--workers=4"],
+    "gunicorn": [
+        *("gunicorn", "--bind=127.0.0.1:0", "--workers=4", "--worker-class=uvicorn_worker.UvicornWorker"),
+        *("--preload", "--graceful-timeout=5", "--no-control-socket"),
+    ],
+    "granian": [
+        *("granian", "--interface=asgi", "--host=127.0.0.1", "--port={port}", "--workers=4"),
+        "--workers-kill-timeout=5",
+    ],
+}
+"""How to run an application in four processes on each, but for its name."""
 
 _READY = re.compile(r"(?:[Rr]unning on|Listening at:) http://[\d.]+:(\d+)")
 _UNTRUE = re.compile("ERROR:    ASGI callable returned without (?:completing|sending) handshake")
@@ -142,13 +154,21 @@ class Servers:
 
     def start_served(self, kind: str, *more: str, **settings: str) -> Server:
         """Run the application of these tests on one of the servers."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        arguments = [argument.format(port=port) for argument in SERVERS[kind]]
+        arguments = _on_a_free_port(SERVERS[kind])
         return self.start(*arguments, *more, "integration.served:app", cwd=ROOT / "tests", **settings)
+
+    def start_workers(self, kind: str, **settings: str) -> Server:
+        """Run the service on one of the servers, in four processes."""
+        return self.start(*_on_a_free_port(WORKERS[kind]), "asyncguard.service.app:app", **settings)
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _on_a_free_port(arguments: list[str]) -> list[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    return [argument.format(port=port) for argument in arguments]
 
 
 @dataclass

@@ -372,7 +372,8 @@ def _times(permit: Permit) -> tuple[int, int]:
     granted = permit.granted
     waited = granted - permit.arrival
     held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
-    return waited if waited > 0 else 0, held if held > 0 else 0
+    # max() would take three times as long.
+    return waited if waited > 0 else 0, held if held > 0 else 0  # noqa: FURB136
 
 
 def _entries(guard: str, waited: int, held: int) -> bytes:
