@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
+import shutil
+import tempfile
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,6 +17,10 @@ from asyncguard import AsyncGuard
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+# Before anything is imported that would use the user's own.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="asyncguard-state-")
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 
 
 @pytest.fixture

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from typing import TYPE_CHECKING
 
 from asyncguard import AsyncGuard, __version__
-from asyncguard.backends import scheme_of
 from asyncguard.commands import USAGE_ERROR, check_extra, simulate
 from asyncguard.service.settings import Settings
 
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--workers",
         type=int,
         default=1,
-        help="worker processes; several need ASYNCGUARD_URL=sqlite:///path/guards.db",
+        help="worker processes, whose work doesn't overlap either",
     )
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.set_defaults(run=_serve)
@@ -52,11 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     try:
-        _check_workers(options.workers)
         _check_port(options.port)
         check_extra("the service", "fastapi", "uvicorn", extra="service")
         settings = Settings.from_environ()
-        AsyncGuard().explain()
+        AsyncGuard(settings.url)
+        _check_workers(options.workers, settings)
     except (ValueError, ImportError) as error:
         print(f"asyncguard serve: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
@@ -73,7 +71,7 @@ def _serve(options: argparse.Namespace) -> int:
     )
 
 
-def _check_workers(workers: int) -> None:
+def _check_workers(workers: int, settings: Settings) -> None:
     """Refuse to run workers that would each guard only themselves.
 
     Raises:
@@ -81,10 +79,11 @@ def _check_workers(workers: int) -> None:
     """
     if workers < 1:
         raise ValueError(f"--workers: expected 1 or more, got {workers}")
-    if workers > 1 and scheme_of(os.environ.get("ASYNCGUARD_URL")) == "memory":
+    if workers > 1 and not settings.is_shared:
         raise ValueError(
             f"--workers {workers}: several workers need a shared backend, as their work would overlap in "
-            "memory: set ASYNCGUARD_URL=sqlite:///path/guards.db, or use --workers 1"
+            "memory: unset ASYNCGUARD_URL, or set ASYNCGUARD_URL=sqlite:///path/guards.db (both need Linux "
+            "and SQLite 3.40), or use --workers 1"
         )
 
 

@@ -119,7 +119,7 @@ class Server:
 
 
 class Servers:
-    """Starts servers, and ends those that it started."""
+    """Starts servers, each with a state directory of its own, and ends those that it started."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -141,7 +141,7 @@ class Servers:
             subprocess.Popen(
                 [python, "-m", *arguments],
                 cwd=cwd,
-                env=clean_environ(**settings),
+                env=clean_environ(**{"XDG_STATE_HOME": str(self._logs / f"state-{self._count}"), **settings}),
                 stdout=out,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -72,8 +72,8 @@ def test_it_listens_on_the_loopback_by_default(capsys: pytest.CaptureFixture[str
     assert "(default: 8000)" in usage
 
 
-def test_workers_without_a_shared_backend_are_refused() -> None:
-    done = run("serve", "--workers", "2", "--port", "0")
+def test_workers_in_memory_are_refused() -> None:
+    done = run("serve", "--workers", "2", "--port", "0", ASYNCGUARD_URL="memory:")
     assert done.returncode == 2
     assert "--workers 2: several workers need a shared backend" in done.stderr
     assert "ASYNCGUARD_URL=sqlite:///" in done.stderr

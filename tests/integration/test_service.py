@@ -120,9 +120,12 @@ def test_settings_refuse_what_is_no_time(value: str) -> None:
     assert repr(value) in str(raised.value)
 
 
-def test_settings_have_defaults() -> None:
-    assert Settings.from_environ({}) == Settings(work_seconds=3)
-    assert Settings.from_environ({"ASYNCGUARD_WORK_SECONDS": "0.25"}) == Settings(work_seconds=0.25)
+def test_settings_have_defaults(tmp_path: Path) -> None:
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    url = f"sqlite://{tmp_path}/asyncguard/guards.db"
+    assert Settings.from_environ(environ) == Settings(work_seconds=3, url=url)
+    assert Settings.from_environ({**environ, "ASYNCGUARD_WORK_SECONDS": "0.25"}).work_seconds == 0.25
+    assert Settings.from_environ({"ASYNCGUARD_URL": "memory:"}) == Settings(work_seconds=3, url="memory:")
 
 
 async def test_a_thousand_may_wait_and_the_next_is_refused() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, cast
+import os
+import sys
+from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import unquote
 
 if TYPE_CHECKING:
@@ -13,6 +15,9 @@ if TYPE_CHECKING:
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Declaration, Ticket
+
+
+_LEAST_SQLITE: Final = (3, 40)
 
 
 class Backend(Protocol):
@@ -105,7 +110,7 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
 
     Raises:
         TypeError: it isn't a str.
-        ValueError: no backend goes by its scheme.
+        ValueError: no backend goes by its scheme, or it isn't there on this system.
     """
     if url is not None and not isinstance(url, str):
         raise TypeError(f"url: expected a str, got {url!r}")
@@ -115,6 +120,7 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
 
         return MemoryBackend(clock)
     if scheme == "sqlite":
+        check_sqlite()
         from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415
 
         return SqliteBackend(path_of(cast("str", url)), clock, namespace)
@@ -122,6 +128,26 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
         f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
         "known: memory: (this process alone) and sqlite:///path/guards.db (all processes of this host)"
     )
+
+
+def check_sqlite() -> None:
+    """See that this system has what the sqlite backend needs.
+
+    Raises:
+        ValueError: it hasn't; the message says what is missing and what to use instead.
+    """
+    import sqlite3  # noqa: PLC0415 - some Pythons have none, and most guards need none
+
+    instead = "use memory: (ASYNCGUARD_URL=memory:), which guards one process alone"
+    if not sys.platform.startswith("linux"):
+        raise ValueError(f"url: the sqlite backend needs Linux, and this is {sys.platform}; here, {instead}")
+    if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):
+        raise ValueError(f"url: the sqlite backend needs a Python with pidfd_open and eventfd; or {instead}")
+    if sqlite3.sqlite_version_info < _LEAST_SQLITE:
+        raise ValueError(
+            f"url: the sqlite backend needs SQLite 3.40, and this Python has {sqlite3.sqlite_version}: use "
+            f"another Python, or {instead}"
+        )
 
 
 def scheme_of(url: str | None) -> str:

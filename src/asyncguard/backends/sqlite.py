@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import socket
-import sqlite3
 import threading
 import weakref
 from pathlib import Path
@@ -44,7 +43,6 @@ _MOMENT: Final = 0.001
 """Seconds for which an event loop waits for the file's lock."""
 _STEPS_TO_TIDY: Final = 64
 """Steps after which the porter moves what was written from SQLite's log into the file."""
-_LEAST_VERSION: Final = (3, 40)
 _DISTANT: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
 )
@@ -135,8 +133,6 @@ class SqliteBackend:
     answers_at_once = True
 
     def __init__(self, path: str, clock: Clock, namespace: str) -> None:
-        if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):
-            raise ValueError("url: the sqlite backend needs Linux; elsewhere, use memory: (one process)")
         self.path = Path(path)
         self._name = path
         self.namespace = namespace
@@ -192,8 +188,6 @@ class SqliteBackend:
         Raises:
             OSError, sqlite3.Error, ValueError: it can't be used.
         """
-        if sqlite3.sqlite_version_info < _LEAST_VERSION:
-            raise ValueError(f"SQLite 3.40 or newer is needed, this is {sqlite3.sqlite_version}")
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         check_file_system(self.path.parent)
         with contextlib.suppress(FileExistsError):  # one that is there isn't opened: to close it drops locks

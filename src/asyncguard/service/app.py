@@ -10,13 +10,13 @@ from asyncguard.service.settings import Settings
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """Make the service, with a guard of its own.
+    """Make the service; its guard is that of all services, and all `asyncguard run`, on the same file.
 
     Raises:
         ValueError: without `settings` they are read from the environment, and one can't be used.
     """
     settings = settings or Settings.from_environ()
-    ag = AsyncGuard()
+    ag = AsyncGuard(settings.url)
     guard = ag.guard("work", limit=1, max_waiting=1000, max_wait=None)
     app = FastAPI(
         title="AsyncGuard",
