@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from asyncguard import AsyncGuard, __version__
-from asyncguard.commands import USAGE_ERROR, check_extra, simulate
+from asyncguard.commands import USAGE_ERROR, check_extra, run, simulate, status
 from asyncguard.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     serve.add_argument("--reload", action="store_true", help="start again when a source file changes")
     serve.set_defaults(run=_serve)
+    run.declare(commands)
+    status.declare(commands)
     simulate.declare(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import sys
 import time
@@ -39,7 +40,7 @@ async def overlapping(servers: list[Server], count: int) -> bool:
         async with connections(server, count + 1) as (control, *callers):
             await send_in_order(callers, control, "/test")
             answers = await asyncio.gather(*(caller.read() for caller in callers))
-        assert [answer.status for answer in answers] == [200] * count
+        assert [answer.body for answer in answers if answer.status != 200] == []
 
     await asyncio.gather(*(ask(server) for server in servers))
     return time.perf_counter() - began < count * len(servers) * WORK
@@ -114,3 +115,14 @@ def test_where_sqlite_lacks_something_that_is_said_and_memory_is_used(
     assert "run one worker process only" in caplog.text
     monkeypatch.delenv("ASYNCGUARD_URL", raising=False)
     assert main(["serve", "--workers", "2"]) == 2
+
+
+@pytest.mark.parametrize("command", ["run --guard a -- true", "status"])
+def test_commands_say_what_they_need(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.delattr(os, "geteuid")
+    monkeypatch.setattr(shutil, "which", lambda name: name)  # which looks elsewhere there
+    assert main(command.split()) == 2
+    assert "the sqlite backend needs Linux, and this is win32" in capsys.readouterr().err

@@ -483,6 +483,11 @@ class SqliteBackend:
 
         self._now_or_later(redeclare)
 
+    async def guards(self) -> list[Declaration]:
+        """List the guards of the namespace that anybody declared since the host's last boot, by name."""
+        declared = await self._ask(lambda store: store.guards(self._stored("")))
+        return [dataclasses.replace(each, name=each.name.partition("\n")[2]) for each in declared]
+
     # --- what comes of it for others -----------------------------------------------------------
 
     def _ring(self, clients: Iterable[int]) -> None:

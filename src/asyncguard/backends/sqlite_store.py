@@ -55,6 +55,7 @@ _DUE = """
     FROM gate WHERE guard = ? AND key IS ?
 """
 _GUARD = "SELECT id, declared FROM guard WHERE name = ?"
+_GUARDS = "SELECT name, declared FROM guard WHERE substr(name, 1, ?) = ? ORDER BY name"
 _PICTURE_GUARD = "SELECT id, declared, override, paused, ended, mean_hold FROM guard WHERE name = ?"
 _PICTURE_REFUSALS = "SELECT reason, count FROM refusal WHERE guard = ?"
 _PICTURE_RECENT = "SELECT wait, hold FROM recent WHERE id BETWEEN ? * 1000 AND ? * 1000 + 999"
@@ -409,6 +410,11 @@ class Store:
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()
+
+    def guards(self, prefix: str) -> list[Declaration]:
+        """List the guards whose names begin so, with the rules that stand."""
+        rows = self._run(_GUARDS, (len(prefix), prefix)).fetchall()
+        return [Declaration(name, _as_rules(declared)) for name, declared in rows]
 
     # --- pictures ------------------------------------------------------------------------------
 
