@@ -14,6 +14,7 @@ from blockbuster import BlockBuster
 from jumping import JumpingLoop, LoopClock
 
 from asyncguard import AsyncGuard
+from asyncguard.backends import memory
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 # Before anything is imported that would use the user's own.
 os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="asyncguard-state-")
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
+
+# Children that are forked from this process and end at once would leave their marks behind.
+memory.__dict__["look_for_siblings"] = lambda _: None
 
 
 @pytest.fixture

@@ -106,7 +106,7 @@ class Opener(Protocol):
 
 
 def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
-    """Open the backend that a URL names; None: this process's memory.
+    """Open the backend that a URL names; None: this process's memory, which others may not know of.
 
     Raises:
         TypeError: it isn't a str.
@@ -118,7 +118,7 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
     if scheme == "memory":
         from asyncguard.backends.memory import MemoryBackend  # noqa: PLC0415
 
-        return MemoryBackend(clock)
+        return MemoryBackend(clock, None if url else namespace)
     if scheme == "sqlite":
         check_sqlite()
         from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415

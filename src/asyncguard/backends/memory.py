@@ -13,6 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, final
 
 from asyncguard.admission import KEEP, Admission, Partition
+from asyncguard.backends.siblings import look_for_siblings
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.order import GONE
 from asyncguard.permit import Permit
@@ -50,8 +51,10 @@ class MemoryBackend:
         "every other AsyncGuard, has permits of its own"
     )
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, namespace: str | None = None) -> None:
+        """Be empty; with a namespace, warn where another process seems to be meant to share it."""
         self.clock = clock
+        self._namespace = namespace
         self.place = object()
         self._now = clock.now
         self._ids = itertools.count(1)
@@ -369,6 +372,8 @@ class MemoryBackend:
     def _open(self, declaration: Declaration) -> Admission:
         admission = self._admissions.get(declaration.name)
         if admission is None:
+            if self._namespace is not None and not self._admissions:  # at the first use
+                look_for_siblings(self._namespace)
             admission = Admission(declaration, self.clock.epoch, self._ids)
             self._admissions[declaration.name] = admission
         return admission
