@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 GUIDE = (ROOT / "docs" / "guide.md").read_text()
 TESTING = (ROOT / "docs" / "testing.md").read_text()
+COMMANDS = (ROOT / "docs" / "commands.md").read_text()
 SIMULATE = (ROOT / "docs" / "simulate.md").read_text()
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 
@@ -160,6 +161,17 @@ def test_every_option_of_the_simulation_is_shown(capsys: pytest.CaptureFixture[s
     assert len(options) > 10
     for option in options:
         assert re.search(rf"^### `{option}[ `].*\n(?:(?!#).*\n)+\$ .*{option}\b", SIMULATE, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["run", "status", "serve"])
+def test_every_option_of_a_command_is_shown(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    options = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
+    section = COMMANDS.partition(f"## `asyncguard {command}`")[2].partition("\n## ")[0]
+    assert len(options) > 2
+    for option in options:
+        assert re.search(rf"^\| `{option}[ `]", section, re.MULTILINE), option
 
 
 def test_every_make_target_that_is_named_exists() -> None:
