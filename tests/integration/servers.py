@@ -159,7 +159,8 @@ class Servers:
 
     def start_workers(self, kind: str, **settings: str) -> Server:
         """Run the service on one of the servers, in four processes."""
-        return self.start(*_on_a_free_port(WORKERS[kind]), "asyncguard.service.app:app", **settings)
+        arguments = _on_a_free_port(WORKERS[kind])
+        return self.start(*arguments, "asyncguard.service.app:app", cwd=ROOT, **settings)
 
     def close(self) -> None:
         self._stack.close()

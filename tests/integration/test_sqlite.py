@@ -20,7 +20,7 @@ from asyncguard import AsyncGuard, BackendUnavailable, Draining, Rate
 from asyncguard.backends.lives import Lives
 from asyncguard.backends.sqlite_store import Store
 
-from .servers import WORKERS, connections, send_in_order
+from .servers import ROOT, WORKERS, connections, send_in_order
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -342,7 +342,7 @@ def test_where_nobody_can_tell_who_lives_the_file_is_not_used(
 def workers(request: pytest.FixtureRequest, servers: Servers, url: str) -> Server:
     settings = {"ASYNCGUARD_URL": url, "ASYNCGUARD_WORK_SECONDS": str(WORK)}
     if request.param == "asyncguard":
-        return servers.start("asyncguard", "serve", "--port", "0", "--workers", "4", **settings)
+        return servers.start("asyncguard", "serve", "--port=0", "--workers=4", cwd=ROOT, **settings)
     return servers.start_workers(request.param, **settings)
 
 
