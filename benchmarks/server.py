@@ -18,7 +18,7 @@ _SECONDS_TO_STOP = 10
 
 
 @contextlib.contextmanager
-def serving(variant: str, seconds: float = 0.0) -> Iterator[int]:
+def serving(variant: str, seconds: float = 0.0, workers: int = 1, **environ: str) -> Iterator[int]:
     """Serve a variant whose work takes so many seconds, and say on which port."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -26,8 +26,8 @@ def serving(variant: str, seconds: float = 0.0) -> Iterator[int]:
         f"--port {port} --backlog 4096 --no-access-log --timeout-graceful-shutdown 1 --log-level critical"
     )
     process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "uvicorn", "benchmarks.served:app", *options.split()],
-        env={**os.environ, "VARIANT": variant, "SECONDS": str(seconds)},
+        [sys.executable, "-m", "uvicorn", "benchmarks.served:app", *options.split(), f"--workers={workers}"],
+        env={**os.environ, "VARIANT": variant, "SECONDS": str(seconds), **environ},
     )
     try:
         _await_answer(port)
