@@ -27,7 +27,7 @@ from asyncguard import AsyncGuard
 from asyncguard.testing.history import Recorder, Report, check, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 _WORKER: Final = Path(__file__).with_name("worker.py")
 _SECONDS_TO_START: Final = 30
@@ -57,7 +57,6 @@ class Result:
     report: Report
     seed: int
     seconds: float
-    cancels: int
     forks: int
     mishaps: list[str]
     """What went wrong besides: processes that ended by themselves, and what they said."""
@@ -132,6 +131,7 @@ class Run:
             self.await_ready(self.processes)
             for each in roles:
                 self.start(*each)
+            self.await_ready(self.processes)
             self.inflict(began + self.plan.seconds)
             self.end()
         finally:
@@ -147,12 +147,11 @@ class Run:
             report=report,
             seed=self.plan.seed,
             seconds=seconds,
-            cancels=report.withdrawn,
             forks=len(forks.read_text()) if forks.exists() else 0,
             mishaps=self.mishaps,
         )
 
-    def roles(self):
+    def roles(self) -> Iterator[tuple[str, ...]]:
         """Say what is special about each process."""
         special = [("operates",), ("hogs",), ("forks",), ("forks-first",)] if self.plan.roles else []
         for number in range(self.plan.processes):
@@ -292,7 +291,7 @@ def run(plan: Plan, directory: Path, say: Callable[[str], object] = lambda _: No
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="make faults", description=__doc__)
+    parser = argparse.ArgumentParser(prog="make faults", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seed", type=int, default=secrets.randbelow(10**6), help="of all that is random")
     parser.add_argument("--processes", type=int, default=8, help="that work at a time (8)")
     parser.add_argument("--tasks", type=int, default=8, help="of each process (8)")

@@ -44,7 +44,7 @@ class Noting(Proxy):
     def enter(self, ticket: Ticket, *, wait: bool = True) -> Awaitable[None] | None:
         answer = super().enter(ticket, wait=wait)
         if isinstance(answer, asyncio.Future):
-            answer.add_done_callback(lambda done: done.cancelled() or self._note(ticket))
+            answer.add_done_callback(lambda _: self._note(ticket))
         else:
             self._note(ticket)
         return answer
