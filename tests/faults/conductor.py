@@ -164,7 +164,9 @@ class Run:
         command = [sys.executable, str(_WORKER), name, str(self.directory), self.url]
         command += [f"--tasks={self.plan.tasks}", f"--seed={self.plan.seed}/{name}"]
         with errors.open("wb") as file:
-            popen = subprocess.Popen([*command, *(f"--{role}" for role in roles)], stderr=file)
+            popen = subprocess.Popen(
+                [*command, *(f"--{role}" for role in roles)], stderr=file, start_new_session=True
+            )
         self.processes.append(Process(name=name, popen=popen, roles=roles, errors=errors))
 
     def look(self) -> None:
@@ -262,10 +264,9 @@ class Run:
 
     def clean_up(self) -> None:
         for process in [*self.processes, *self.killed]:
-            process.send(signal.SIGKILL)
-            if process.pidfd is None:
-                process.popen.kill()
-            process.popen.wait()
+            if process.popen.returncode is None:  # not reaped yet, so the number is still its group's
+                os.killpg(process.popen.pid, signal.SIGKILL)  # with what it has forked
+                process.popen.wait()
             process.close()
         self.recorder.close()
 
