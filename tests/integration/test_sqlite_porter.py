@@ -150,7 +150,7 @@ async def test_an_end_before_its_time_takes_permits_along(
 
     monkeypatch.setattr(porters.Porter, "_run_once", end)
     backend: Any = one.open()
-    backend._porter.tidy()
+    backend._porter.look_around()
     with pytest.raises(PermitLost):
         await asyncio.wait_for(working, 10)
     permit = await asyncio.wait_for(waits, 10)
@@ -272,4 +272,14 @@ async def test_loops_that_come_and_go_hear_the_bell_one_after_the_other(url: str
         await asyncio.to_thread(asyncio.run, _pass_around(guards, 5))
     await _pass_around(guards, 5)
     await ag.aclose()
+    await other.aclose()
+
+
+async def test_the_log_does_not_grow_with_what_is_done(url: str, tmp_path: Path) -> None:
+    one, other = AsyncGuard(url), AsyncGuard(url)
+    guards = [one.guard("report", max_wait=20), other.guard("report", max_wait=20)]
+    await _pass_around(guards, 1500)
+    log = await asyncio.to_thread((tmp_path / "guards.db-wal").stat)
+    assert log.st_size < 1_000_000  # without tidying up it has some 15 kB for each turn
+    await one.aclose()
     await other.aclose()

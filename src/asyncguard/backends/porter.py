@@ -65,7 +65,6 @@ class Porter(threading.Thread):
         self._hears = False
         self._watched: dict[int, int | None] = {}
         self._is_over = False
-        self._is_untidy = False
         self._looks = False
         self._fault: BaseException | None = None
         """Why it ended before its time."""
@@ -109,11 +108,6 @@ class Porter(threading.Thread):
         if self.bell is not None and self.bell.loop is not loop:
             self.bell.hear_on(loop, hear)
             self._wake_up()
-
-    def tidy(self) -> None:
-        """Have it tidy up, when it finds the time."""
-        self._is_untidy = True
-        self._wake_up()
 
     def stop(self) -> None:
         """Have it end."""
@@ -243,9 +237,6 @@ class Porter(threading.Thread):
         if looks:
             self._attempt(backend.look_around, store)
         self._do_the_work(store)
-        if self._is_untidy:
-            self._is_untidy = False
-            self._attempt(Store.tidy, store)
 
     def _do_the_work(self, store: Store) -> None:
         while self._work:

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import sqlite3
 import threading
 import weakref
 from pathlib import Path
@@ -42,7 +43,7 @@ _log = logging.getLogger("asyncguard")
 _MOMENT: Final = 0.001
 """Seconds for which an event loop waits for the file's lock."""
 _STEPS_TO_TIDY: Final = 64
-"""Steps after which the porter moves what was written from SQLite's log into the file."""
+"""Steps after which what was written is moved from SQLite's log into the file."""
 _DISTANT: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
 )
@@ -198,7 +199,6 @@ class SqliteBackend:
         porter.insist(lambda: store.begin(boot, self._lives, self._system.epoch, self._system.now()))
         self._file_clock.epoch = store.epoch
         ours = porter.insist(lambda: Store(self.path, epoch=store.epoch, patience=_MOMENT))
-        ours.leave_tidying_to_others()
         porter.bell = Bell(Path(f"{self.path}-bells"), self.client)
         process = os.getpid(), process_namespace()
         porter.insist(lambda: store.register(self.client, self.owner, process, self._lives.hold))
@@ -296,7 +296,8 @@ class SqliteBackend:
             finally:
                 self._inside = False
                 if self._steps % _STEPS_TO_TIDY == 0:
-                    self._hire().tidy()
+                    with contextlib.suppress(sqlite3.Error):
+                        store.tidy()
                 if self._has_news:
                     self._has_news = False
                     self.hear()
