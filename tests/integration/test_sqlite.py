@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -465,3 +466,72 @@ def _lock(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     return connection
+
+
+# --- disks and containers ----------------------------------------------------------------------
+
+FULL = """
+import asyncio, resource, signal, sys
+from asyncguard import AsyncGuard, BackendUnavailable
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+guard = AsyncGuard(sys.argv[1]).guard("report", max_wait=10)
+
+def leave_room(size):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def attempt(what, size):
+    try:
+        async with guard:
+            print(what, "ran")
+            leave_room(size)
+    except BackendUnavailable:
+        print(what, "unavailable")
+
+async def main():
+    await attempt("while it fills up:", 0)
+    await attempt("while it is full:", 0)
+    leave_room(resource.RLIM_INFINITY)
+    await attempt("once there is room:", resource.RLIM_INFINITY)
+
+asyncio.run(main())
+"""
+
+
+def test_on_a_full_disk_work_is_refused_and_what_ended_passes_on_later(url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, url], capture_output=True, text=True, check=True, timeout=30
+    )
+    assert done.stdout.splitlines() == [
+        "while it fills up: ran",
+        "while it fills up: unavailable",  # to release it failed, and is tried again
+        "while it is full: unavailable",
+        "once there is room: ran",
+    ]
+
+
+async def test_a_holder_in_another_container_is_believed_in_until_it_dies(url: str) -> None:
+    apart = ["unshare", "--pid", "--fork", "--kill-child"]
+    if await asyncio.to_thread(_fails, [*apart, "true"]):
+        pytest.skip("this user can't make a namespace of processes")
+    holder = await asyncio.create_subprocess_exec(
+        *apart, sys.executable, "-c", HOLDER, url, stdout=asyncio.subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert await holder.stdout.readline()
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", max_wait=None)
+    waits = asyncio.create_task(guard.acquire())
+    done, _ = await asyncio.wait([waits], timeout=2.5)  # by then it was looked at twice
+    assert not done
+    holder.kill()
+    permit = await asyncio.wait_for(waits, 10)
+    await permit.release()
+    await holder.wait()
+    await ag.aclose()
+
+
+def _fails(command: list[str]) -> bool:
+    if shutil.which(command[0]) is None:
+        return True
+    return subprocess.run(command, capture_output=True, check=False).returncode != 0
