@@ -128,7 +128,7 @@ class AgainstRules(RuleBasedStateMachine):
         self.asked = [(self._terms(ask), self._terms(ask)) for ask in _ASKS]
         self.pairs: list[tuple[Heard, Heard]] = []
         self.told: list[int | str] = []
-        self.ids = 0
+        self.id: int | str = 0
 
     def _within_means(self, rules: Rules) -> Rules:
         """Leave out the rules that count moments, where these aren't the same for both."""
@@ -158,7 +158,7 @@ class AgainstRules(RuleBasedStateMachine):
     def _enter(self, ask: int, key: str | None, wait: bool) -> None:
         wait = wait or not self.answers_at_once
         key = None if self.calm else key
-        self.ids += 1
+        self.id = self.backend.new_id()
         theirs, ours = pair = self._heard(self.asked[ask][0], key), self._heard(self.asked[ask][1], key)
         self.pairs.append(pair)
 
@@ -180,7 +180,7 @@ class AgainstRules(RuleBasedStateMachine):
 
     def _heard(self, terms: Terms, key: str | None) -> Heard:
         ticket = Heard()
-        ticket.id, ticket.terms, ticket.key, ticket.state = self.ids, terms, key, "new"
+        ticket.id, ticket.terms, ticket.key, ticket.state = self.id, terms, key, "new"
         ticket.told = self.told
         return ticket
 
