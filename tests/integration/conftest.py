@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import signal
 import uuid
 from typing import TYPE_CHECKING
 
@@ -17,21 +16,6 @@ if TYPE_CHECKING:
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"  # whose time doesn't jump: what runs here is not in this process
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _signals_as_usual() -> Iterator[None]:
-    """Have processes that tests start heed signals, also where the tests run under nohup, or behind `&`."""
-    ignored = [
-        number
-        for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTSTP)
-        if signal.getsignal(number) is signal.SIG_IGN
-    ]
-    for number in ignored:
-        signal.signal(number, signal.SIG_DFL)
-    yield
-    for number in ignored:
-        signal.signal(number, signal.SIG_IGN)
 
 
 @pytest.fixture

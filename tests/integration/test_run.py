@@ -386,6 +386,10 @@ def test_ctrl_c_ends_a_command_that_has_the_terminal(runs: Runs) -> None:
     assert at_terminal(runs, 'echo ready; read line; echo "got $line"; exec sleep 60', talk) == 130
 
 
+@pytest.mark.skipif(
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
+    reason="these tests run in the background, without jobs",
+)
 def test_ctrl_z_stops_command_and_run_as_one_job(runs: Runs) -> None:
     pid, terminal = pty.fork()
     if pid == 0:

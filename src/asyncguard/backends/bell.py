@@ -17,6 +17,14 @@ _HELLO: Final = b"!"
 
 
 @final
+class _Socket(socket.socket):
+    """One that may be dropped: its loop may be closed before it comes to close the socket."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+@final
 class Bell:
     """A datagram socket; what is sent says no more than that it rings.
 
@@ -30,7 +38,7 @@ class Bell:
         self._bells = bells
         self.client = client
         (bells / str(client)).unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket = _Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         self._socket.bind(self._of(client))
         self.loop: asyncio.AbstractEventLoop | None = None
         """On which it is heard; None: the porter hears it."""
