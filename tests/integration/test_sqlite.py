@@ -341,6 +341,8 @@ def test_where_nobody_can_tell_who_lives_the_file_is_not_used(
 
 @pytest.fixture(params=["asyncguard", *WORKERS])
 def workers(request: pytest.FixtureRequest, servers: Servers, url: str) -> Server:
+    if request.param == "gunicorn":
+        pytest.importorskip("uvicorn_worker")
     settings = {"ASYNCGUARD_URL": url, "ASYNCGUARD_WORK_SECONDS": str(WORK)}
     if request.param == "asyncguard":
         return servers.start("asyncguard", "serve", "--port=0", "--workers=4", cwd=ROOT, **settings)
