@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from asyncguard import AsyncGuard, BackendUnavailable, PermitLost
+from asyncguard import AsyncGuard, BackendUnavailable, Guard, Permit, PermitLost
 from asyncguard.backends import porter as porters
 from asyncguard.backends.sqlite import SqliteBackend
 
@@ -59,6 +59,18 @@ def _keep_busy(path: Path) -> subprocess.Popen[bytes]:
     assert process.stdout is not None
     assert process.stdout.readline()
     return process
+
+
+async def _until_one_waits(guard: Guard) -> None:
+    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
+def _release_at_once(permit: Permit) -> None:
+    """Release it without a turn of the loop."""
+    released = permit.release()
+    with contextlib.suppress(StopIteration):
+        released.send(None)
 
 
 def _descriptors() -> int:
@@ -187,13 +199,10 @@ async def test_who_was_granted_as_the_file_was_replaced_hears_of_the_file(url: s
     guard = ag.guard("report")
     permit = await guard.acquire()
     waits = asyncio.create_task(guard.acquire())
-    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await _until_one_waits(guard)
     backend: Any = ag.open()
     (ticket,) = (ticket for ticket in backend.tickets.values() if ticket.state == "waiting")
-    released = permit.release()
-    with contextlib.suppress(StopIteration):
-        released.send(None)
+    _release_at_once(permit)
     while ticket.state == "waiting":  # and the one that waits doesn't hear of it yet
         os.sched_yield()
     deleted = threading.Thread(target=(tmp_path / "guards.db").unlink)
@@ -242,8 +251,7 @@ async def test_a_loop_that_is_blocked_keeps_no_news_from_others(url: str) -> Non
     guard = ag.guard("report")
     permit = await other.guard("report").acquire()
     waits = asyncio.create_task(guard.acquire())  # and so this loop hears the bell
-    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
+    await _until_one_waits(guard)
     waits.cancel()
     await asyncio.wait([waits])
     ran = threading.Event()
@@ -254,11 +262,8 @@ async def test_a_loop_that_is_blocked_keeps_no_news_from_others(url: str) -> Non
 
     thread = threading.Thread(target=asyncio.run, args=(wait(),))
     thread.start()
-    while (await guard.inspect()).waiting < 1:  # noqa: ASYNC110
-        await asyncio.sleep(0.01)
-    released = permit.release()
-    with contextlib.suppress(StopIteration):
-        released.send(None)
+    await _until_one_waits(guard)
+    _release_at_once(permit)
     assert ran.wait(0.9), "and no later look was needed"
     thread.join()
     await ag.aclose()

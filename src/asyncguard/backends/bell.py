@@ -74,11 +74,13 @@ class Bell:
                 came = self._socket.recv(1) == _HELLO or came
         return came
 
+    def is_new_to(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """Whether a loop whose tickets wait is yet to be told to `hear_on`."""
+        return self.loop is not loop and not self._is_shared
+
     def hear_on(self, loop: asyncio.AbstractEventLoop, hear: Callable[[], object]) -> None:
-        """Have it heard on the running loop, unless there are others."""
+        """Have it heard on the running loop, to which it is new, unless there are others."""
         before = self.loop
-        if self._is_shared or before is loop:
-            return
         if before is None or before.is_closed():
             self.loop = self._last = loop
             loop.add_reader(self._socket, hear)

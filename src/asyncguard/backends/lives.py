@@ -76,7 +76,7 @@ _WRITING: Final = "120"
 
 def writer_of(path: Path) -> str:
     """Name the process that is inside a step on a database, as far as the system tells."""
-    with contextlib.suppress(OSError, IndexError):
+    with contextlib.suppress(OSError, ValueError):
         shared = Path(f"{path}-shm").stat()
         place = f"{os.major(shared.st_dev):02x}:{os.minor(shared.st_dev):02x}:{shared.st_ino}"
         for line in Path("/proc/locks").read_text().splitlines():

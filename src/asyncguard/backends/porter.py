@@ -48,6 +48,15 @@ def unavailable(path: Path, fault: object) -> BackendUnavailable:
     return error
 
 
+def _hear(listener: weakref.ref[SqliteBackend], porter: Porter) -> None:
+    """Hear the bell on an event loop, which mustn't keep a backend that is dropped otherwise."""
+    if porter.bell is not None and porter.bell.silence():
+        porter.look_around()
+    backend = listener()
+    if backend is not None:
+        backend.hear()
+
+
 @final
 class Porter(threading.Thread):
     """Opens the file, does what may take long, watches the other processes, and may hear the bell."""
@@ -103,10 +112,10 @@ class Porter(threading.Thread):
         self._looks = True
         self._wake_up()
 
-    def hear_on(self, loop: asyncio.AbstractEventLoop, hear: Callable[[], object]) -> None:
+    def hear_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the bell heard on the running loop, if its are the only tickets."""
-        if self.bell is not None and self.bell.loop is not loop:
-            self.bell.hear_on(loop, hear)
+        if self.bell is not None and self.bell.is_new_to(loop):
+            self.bell.hear_on(loop, functools.partial(_hear, self._backend, self))
             self._wake_up()
 
     def stop(self) -> None:

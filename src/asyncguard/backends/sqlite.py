@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import functools
 import itertools
 import logging
 import os
@@ -127,7 +126,7 @@ class SqliteBackend:
 
     Operations are one statement each, and take some 20 us on the event loop. Where another process is
     inside one for longer than a millisecond, as when it was stopped there, a thread waits instead: the
-    porter, which also hears the doorbell and watches the other processes.
+    porter, which also watches the other processes, and hears the doorbell for several loops.
     """
 
     lease = 0
@@ -505,7 +504,7 @@ class SqliteBackend:
         porter = self._hire()
         porter.attend()
         if loop is not None:
-            porter.hear_on(loop, functools.partial(_hear, weakref.ref(self), porter))
+            porter.hear_on(loop)
 
     def hear(self) -> None:
         """Read the news on an event loop, or have the porter do so if that takes long."""
@@ -560,17 +559,14 @@ class SqliteBackend:
 
     def _wait_in(self, store: Store, ticket: Ticket) -> None:
         """Have the loop of a ticket that waits advance its partition when that is due."""
-        if isinstance(ticket, Permit) and ticket.state == "waiting" and ticket.future is not None:
-            place = cast("Any", ticket.partition)
-            self._arm(store, place.guard, place.key, ticket.row.loop)
+        queue = _queue_of(ticket)
+        if queue is not None:
+            self._arm(store, *queue)
 
     def _rearm(self, store: Store) -> None:
-        waiting = {}
-        for ticket in list(self.tickets.values()):
-            if isinstance(ticket, Permit) and ticket.state == "waiting" and ticket.future is not None:
-                waiting[ticket.terms.guard.name, ticket.key, ticket.row.loop] = ticket
-        for ticket in waiting.values():
-            self._wait_in(store, ticket)
+        for queue in dict.fromkeys(map(_queue_of, list(self.tickets.values()))):
+            if queue is not None:
+                self._arm(store, *queue)
 
     def _arm(self, store: Store, guard: int, key: str | None, loop: asyncio.AbstractEventLoop) -> None:
         if not store.is_paced(guard):
@@ -597,13 +593,12 @@ class SqliteBackend:
         self._now_or_later(lambda store: self._arm(store, guard, key, loop))
 
 
-def _hear(listener: weakref.ref[SqliteBackend], porter: Porter) -> None:
-    """Hear the bell on an event loop, which mustn't keep a backend that is dropped otherwise."""
-    if porter.bell is not None and porter.bell.silence():
-        porter.look_around()
-    backend = listener()
-    if backend is not None:
-        backend.hear()
+def _queue_of(ticket: Ticket) -> tuple[int, str | None, asyncio.AbstractEventLoop] | None:
+    """Tell where a ticket waits, and on which loop; None where it doesn't."""
+    if not isinstance(ticket, Permit) or ticket.state != "waiting" or ticket.future is None:
+        return None
+    place = cast("Any", ticket.partition)
+    return place.guard, place.key, ticket.row.loop
 
 
 _live: weakref.WeakSet[SqliteBackend] = weakref.WeakSet()

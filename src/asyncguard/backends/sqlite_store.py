@@ -151,25 +151,21 @@ class Store:
 
     def _run(self, sql: str, values: tuple[Any, ...]) -> sqlite3.Cursor:
         """Run a statement, giving way to another process that is inside one."""
-        try:
-            return self._execute(sql, values)
-        except sqlite3.OperationalError as error:
-            if not _is_busy(error):
-                raise
-        began = time.monotonic_ns()
+        began = 0
         while True:
-            waited = time.monotonic_ns() - began
-            if waited > self.patience * 1e9:
-                raise StoreBusy(StoreBusy.__doc__)
-            if waited < _SPIN_NS:
-                _give_way()
-            else:
-                time.sleep(_NAP)
             try:
                 return self._execute(sql, values)
             except sqlite3.OperationalError as error:
                 if not _is_busy(error):
                     raise
+            now = time.monotonic_ns()
+            began = began or now
+            if now - began > self.patience * 1e9:
+                raise StoreBusy(StoreBusy.__doc__)
+            if now - began < _SPIN_NS:
+                _give_way()
+            else:
+                time.sleep(_NAP)
 
     # --- who asks, and for what ----------------------------------------------------------------
 
