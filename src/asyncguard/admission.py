@@ -610,6 +610,7 @@ class Partition:
 
     def _expected_cost(self, ticket: Ticket) -> float:
         """Permit-ticks that a grant will cost, as far as one can tell."""
+        self.statistics.digest()  # or it would depend on whether anybody has looked
         return (ticket.terms.permits or self.limit) * self.statistics.mean_hold
 
     def _opening(self, position: int) -> int:
@@ -720,7 +721,7 @@ class Partition:
         if rate is not None:
             self._tat = max(self._tat, now) + rate.interval
         if self.queue is not None:
-            self.queue.granted(ticket, self._expected_cost(ticket))
+            self.queue.granted(ticket, self._expected_cost)
         return True
 
     def _release(self, ticket: Ticket, now: int) -> bool:

@@ -56,7 +56,7 @@ class Queue(Protocol):
         """All tickets in the order in which they will be granted, if nobody comes or leaves."""
         ...
 
-    def granted(self, ticket: Ticket, cost: float) -> None:
+    def granted(self, ticket: Ticket, cost: Callable[[Ticket], float]) -> None:
         """Account for a grant that is expected to cost so many permit-ticks."""
 
     def released(self, ticket: Ticket, cost: float) -> None:
@@ -155,7 +155,7 @@ class Line:
             return iter(self._sorted)
         return (ticket for ticket in self._tickets if ticket.score != GONE)
 
-    def granted(self, ticket: Ticket, cost: float) -> None:
+    def granted(self, ticket: Ticket, cost: Callable[[Ticket], float]) -> None:
         pass
 
     def released(self, ticket: Ticket, cost: float) -> None:
@@ -269,10 +269,10 @@ class FairQueue:
             if following is not None:
                 heappush(turns, (tag + cost(ticket) / share, following.arrival, following, line, share))
 
-    def granted(self, ticket: Ticket, cost: float) -> None:
+    def granted(self, ticket: Ticket, cost: Callable[[Ticket], float]) -> None:
         tenant = self._tenants[ticket.terms.tenant]
         self._virtual = max(self._virtual, tenant.tag - tenant.advanced)
-        ticket.charged = cost / tenant.share
+        ticket.charged = cost(ticket) / tenant.share
         tenant.tag += ticket.charged
         tenant.advanced += ticket.charged
         tenant.holding += 1

@@ -45,12 +45,12 @@ def test_it_serves(servers: Servers) -> None:
 
 
 def test_a_stop_waits_for_the_work_and_not_for_the_queue(servers: Servers) -> None:
-    server = servers.start("asyncguard", "serve", "--port", "0", ASYNCGUARD_WORK_SECONDS="0.5")
-    with ThreadPoolExecutor(20) as threads:
-        callers = [threads.submit(httpx.get, f"{server.url}/test", timeout=30) for _ in range(20)]
+    server = servers.start("asyncguard", "serve", "--port", "0", ASYNCGUARD_WORK_SECONDS="1")
+    with httpx.Client(base_url=server.url, timeout=30) as client, ThreadPoolExecutor(20) as threads:
+        callers = [threads.submit(client.get, "/test") for _ in range(20)]
         served = next(as_completed(callers)).result()
         server.process.terminate()
-        server.process.wait(5)  # seconds; the queue would take ten
+        server.process.wait(10)  # seconds; the queue would take twenty
     assert served.status_code == 200
     answers = [caller.result() for caller in callers]
     assert {answer.status_code for answer in answers} == {200, 503}

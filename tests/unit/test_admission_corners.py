@@ -60,6 +60,20 @@ class Bench:
 # --- the rules alone ---------------------------------------------------------------------------
 
 
+def test_who_is_next_does_not_depend_on_who_has_looked() -> None:
+    """A fair grant costs what holds took until then, also where nobody has asked for their mean yet."""
+    orders = []
+    for looks in (False, True):
+        bench = Bench(Rules(limit=1, order="fair"))
+        bench.have_seen_holds(1)
+        if looks:
+            bench.partition.inspect(bench.now)
+        for tenant in ("a", "a", "a", "b"):
+            bench.enter(tenant=tenant)
+        orders.append([waiter.tenant for waiter in bench.partition.inspect(bench.now).queue])
+    assert orders[0] == orders[1] == ["b", "a", "a"]
+
+
 def test_who_waits_for_all_permits_counts_once_whatever_the_limit_was_meanwhile() -> None:
     bench = Bench(Rules(limit=2))
     bench.have_seen_holds(10)

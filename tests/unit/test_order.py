@@ -113,7 +113,7 @@ class FairQueues(Orders):
         assert first is self.expected()
         self.queue.remove(first)
         self.waiting.remove(first)
-        self.queue.granted(first, COST)
+        self.queue.granted(first, lambda _: COST)
         tenant, charge = first.terms.tenant, COST / first.terms.share
         self.level = max(self.level, self.tags[tenant] - sum(self.charges[tenant]))
         self.tags[tenant] += charge
@@ -167,7 +167,7 @@ def test_the_order_that_a_picture_shows_is_the_order_of_grants(tenants: list[str
     for _ in tenants:
         first = queue.first()
         queue.remove(first)
-        queue.granted(first, cost)
+        queue.granted(first, lambda _: cost)
         queue.released(first, cost)
         granted.append(first)
 
