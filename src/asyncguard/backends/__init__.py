@@ -164,5 +164,8 @@ def path_of(url: str) -> str:
     _, _, rest = url.partition(":")
     path = rest.removeprefix("//")
     if not rest.startswith("///") or len(path) < 2 or "?" in path or "#" in path:  # noqa: PLR2004
-        raise ValueError(f"url: expected sqlite:///path/of/a/file.db, with three slashes, got {url!r}")
+        raise ValueError(
+            "url: expected sqlite:///path/guards.db, with three slashes and an absolute path (from "
+            f"ASYNCGUARD_URL or AsyncGuard(url)), got {url!r}"
+        )
     return unquote(path)

@@ -54,9 +54,10 @@ def _mark(namespace: str) -> None:
         atexit.register(_unlink, name, os.getpid())
     elif _lock(file, _SECOND):
         _log.error(
-            "another process of this service is alive, and each guards only itself: their work overlaps. "
-            "Processes share permits and queue with ASYNCGUARD_URL=sqlite:///path/guards.db, or "
-            "AsyncGuard(url), on Linux; if each is to guard only itself, say so with ASYNCGUARD_URL=memory:"
+            "another process of this service is alive, and the AsyncGuard of each has permits of its own: "
+            "their work overlaps. Processes share permits and queue with "
+            "ASYNCGUARD_URL=sqlite:///path/guards.db, or AsyncGuard(url), on Linux; "
+            "if each is to guard only itself, say so with ASYNCGUARD_URL=memory:"
         )
 
 

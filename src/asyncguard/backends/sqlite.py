@@ -338,7 +338,8 @@ class SqliteBackend:
         if rules != declaration.rules and rules.revision == declaration.rules.revision:
             _log.warning(
                 "guard %r: others declared it as %s, and this process as %s, both with revision %d: theirs "
-                "stands; give the newer one a higher AsyncGuard(revision=...)",
+                "stands until the host starts anew, also once they have ended; give the newer one a higher "
+                "AsyncGuard(revision=...)",
                 declaration.name,
                 rules,
                 declaration.rules,

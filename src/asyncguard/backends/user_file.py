@@ -59,6 +59,7 @@ def _directory(environ: Mapping[str, str]) -> Path:
 
 def _unusable(directory: Path, why: str) -> ValueError:
     return ValueError(
-        f"the directory {str(directory)!r} can't be used for the file of guards: {why}; or set "
-        "ASYNCGUARD_URL=sqlite:///path/guards.db (ASYNCGUARD_URL=memory: for one process alone)"
+        f"the directory {str(directory)!r} can't be used for the file of guards: {why}. Mend that, "
+        "or set ASYNCGUARD_URL=sqlite:///path/guards.db (or, for a service of one process, "
+        "ASYNCGUARD_URL=memory:)"
     )

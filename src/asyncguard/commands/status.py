@@ -101,12 +101,17 @@ def _show(pictures: list[Snapshot], options: argparse.Namespace) -> None:
             {"namespace": options.namespace, "at": time.time(), "guards": [*map(_as_json, pictures)]}
         )
     else:
-        text = (
-            _as_text(pictures) or f"Nobody has used a guard yet, in {shared_path()} since the host's start."
-        )
+        text = _as_text(pictures) or _nothing(options.namespace)
         if options.watch:
             text = _ANEW + text if sys.stdout.isatty() else text + "\n"
     print(text, flush=True)  # noqa: T201
+
+
+def _nothing(namespace: str) -> str:
+    path = shared_path()
+    if not Path(path).exists():
+        return f"Nobody has used a guard yet: there is no file {path}."
+    return f"Nobody has used a guard in {path}, namespace {namespace!r}, since the host started."
 
 
 # --- JSON ----------------------------------------------------------------------------------------
