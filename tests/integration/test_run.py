@@ -205,13 +205,29 @@ def test_a_script_without_an_interpreter_is_not_executable(runs: Runs, tmp_path:
     assert "can't be run: Exec format error" in done.stderr
 
 
-def test_the_limit_is_that_of_the_first(runs: Runs) -> None:
+async def test_what_an_application_declares_stands_also_if_a_command_came_first(
+    runs: Runs, tmp_path: Path
+) -> None:
+    runs.environ["ASYNCGUARD_URL"] = f"sqlite://{tmp_path}/guards.db"
+    await asyncio.to_thread(runs.hold)
+    async with AsyncGuard(runs.environ["ASYNCGUARD_URL"]) as ag, ag.guard("a", limit=2):
+        assert (await ag.guard("a", limit=2).inspect()).in_use == 2
+
+
+def test_the_limit_is_that_of_who_has_the_guard(runs: Runs) -> None:
     assert runs("--guard", "a", "--limit", "2", "--permits", "2", "true").returncode == 0
-    done = runs("--guard", "a", "--limit", "3", "--permits", "all", "true")
-    assert done.returncode == 0
-    assert done.stderr == "asyncguard run: guard 'a' has limit 2, as it was declared first, not 3\n"
     assert runs("--guard", "a", "--permits", "2", "true").stderr == ""
     assert runs.status()[0]["limit"] == 2
+    runs.hold()
+    done = runs("--guard", "a", "--limit", "3", "--permits", "1", "true")
+    assert done.returncode == 0
+    assert done.stderr == "asyncguard run: guard 'a' has limit 2, as others have it, not 3\n"
+
+
+def test_a_limit_of_those_who_are_gone_does_not_stand_in_the_way(runs: Runs) -> None:
+    assert runs("--guard", "a", "--limit", "2", "true").returncode == 0
+    done = runs("--guard", "a", "--limit", "3", "--permits", "3", "true")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_it_is_in_the_guard_of_an_application(runs: Runs, tmp_path: Path) -> None:

@@ -102,12 +102,15 @@ class SqlAgainstRules(RuleBasedStateMachine):
         self.now = 5 * TICKS
         self.store = Store(":memory:", epoch=EPOCH)
         self.clients = [register(self.store, 1, "one:1"), register(self.store, 2, "other:2")]
+        self.declarer = register(self.store, 3, "third:3")
+        """Who lives on, or what it declared might not stand."""
         self.admissions = [
             Admission(Declaration("one", one), EPOCH),
             Admission(Declaration("other", other), EPOCH),
         ]
         self.numbers = [
-            self.store.declare(Declaration(a.name, a.rules), self.now, 1)[0] for a in self.admissions
+            self.store.declare(Declaration(a.name, a.rules), self.now, self.declarer << BITS)[0]
+            for a in self.admissions
         ]
         self.pairs: list[tuple[Ticket, Ticket]] = []
         self.ids = 0
@@ -255,7 +258,8 @@ class SqlAgainstRules(RuleBasedStateMachine):
     @rule(guard=guards, declared=rules, force=st.booleans())
     def declare(self, guard: int, declared: Rules, force: bool) -> None:
         admission = self.admissions[guard]
-        step = self.step()
+        self.ids += 1
+        step = self.declarer << BITS | self.ids
         _, standing = self.store.declare(Declaration(admission.name, declared), self.now, step, force=force)
         if force:
             if declared != admission.rules:
@@ -385,7 +389,7 @@ class Guarded:
         self.now = 5 * TICKS
         self.client = register(store, 1 + len(store.clients()), "host:1")
         self.declaration = Declaration("guard", Rules(**{"max_waiting": None, **declared}))
-        self.number, _ = store.declare(self.declaration, self.now, 1)
+        self.number, _ = store.declare(self.declaration, self.now, self.client << BITS)
         self.ids = self.client << BITS
 
     def enter(self, key: str | None = None, *, wait: bool = True, **ask: Any) -> Ticket:
@@ -619,6 +623,44 @@ def queue_wait(partition: Partition, ticket: Ticket, now: int) -> float | None:
     assert partition.queue is not None
     position = partition.queue.ahead_of(ticket)
     return partition._estimate(partition._ahead(position), position, ticket.terms.permits, now)
+
+
+def test_what_nobody_alive_declared_stands_no_longer(store: Store) -> None:
+    """A process that starts with other rules goes by them once those who declared the old have ended."""
+
+    def declare(client: int, limit: int) -> int:
+        rules = Rules(limit=limit, max_waiting=None)
+        return store.declare(Declaration("guard", rules), TICKS, client << BITS)[1].limit
+
+    def standing() -> list[int]:
+        return [each.rules.limit for each in store.guards("guard")]
+
+    old = Guarded(store, limit=1)
+    held = old.enter()
+    older, new, newest = (register(store, number, "") for number in (11, 12, 13))
+    assert [declare(older, 1), declare(new, 2), declare(newest, 3)] == [1, 1, 1]
+    others = Guarded(store, limit=1)
+    waits = others.enter()
+    assert (held.state, waits.state) == ("held", "waiting")
+    store.bury(others.client, TICKS, 7)
+    store.bury(old.client, TICKS, 8)
+    assert standing() == [1], "one lives who declared it, too"
+
+    store.bury(older, TICKS, 9)
+    assert standing() == [2]
+    assert declare(newest, 3) == 2
+    store.bury(new, TICKS, 10)
+    assert standing() == [3]
+    store.bury(newest, TICKS, 11)
+    assert standing() == [3], "nobody has another"
+    assert declare(register(store, 14, ""), 1) == 1
+
+
+def test_who_waits_is_granted_when_the_rules_of_the_living_let_it(store: Store) -> None:
+    old = Guarded(store, limit=1)
+    new = Guarded(store, limit=2)
+    assert [new.enter().state, new.enter().state] == ["held", "waiting"]
+    assert store.bury(old.client, new.now, old.client << BITS | 1) == {new.client}
 
 
 def test_declarations_that_differ_are_seen(store: Store) -> None:

@@ -338,7 +338,7 @@ class SqliteBackend:
         if rules != declaration.rules and rules.revision == declaration.rules.revision:
             _log.warning(
                 "guard %r: others declared it as %s, and this process as %s, both with revision %d: theirs "
-                "stands until the host starts anew, also once they have ended; give the newer one a higher "
+                "stands until they have ended; if this one is to stand at once, give it a higher "
                 "AsyncGuard(revision=...)",
                 declaration.name,
                 rules,

@@ -59,6 +59,22 @@ CREATE TABLE guard (
     mean_hold REAL NOT NULL DEFAULT 0        -- ticks; 0: not yet
 ) STRICT;
 
+-- Who declared a guard, and how, in the order in which they came: what somebody declared who lives stands.
+CREATE TABLE declaration (
+    id INTEGER PRIMARY KEY,
+    guard INTEGER NOT NULL,
+    client INTEGER NOT NULL,
+    declared TEXT NOT NULL,
+    revision INTEGER NOT NULL,
+    capacity INTEGER NOT NULL,
+    max_waiting INTEGER,
+    ordering TEXT NOT NULL,
+    pace INTEGER,
+    burst INTEGER NOT NULL,
+    max_keys INTEGER NOT NULL,
+    UNIQUE (guard, declared, client)
+) STRICT;
+
 -- The last thousand waits and holds of each guard, a ring: guard * 1000 + place.
 CREATE TABLE recent (
     id INTEGER PRIMARY KEY,
@@ -783,7 +799,7 @@ CREATE TRIGGER leave_somehow INSTEAD OF INSERT ON do_leave WHEN NOT NEW.simply B
 END;
 
 -- All that a dead client had, some 500 tickets at a time: those that wait first, so that nothing passes on to
--- them. Its row goes with its last ticket.
+-- them. Its row goes with its last ticket, and what it declared: if nobody else did, the others' rules stand.
 CREATE VIEW op_bury (client, now, step) AS VALUES (0, 0, 0);
 CREATE TRIGGER bury INSTEAD OF INSERT ON op_bury BEGIN
     INSERT INTO op_leave
@@ -803,6 +819,14 @@ CREATE TRIGGER bury INSTEAD OF INSERT ON op_bury BEGIN
     DELETE FROM client WHERE id = NEW.client AND NOT EXISTS (
         SELECT 1 FROM ticket WHERE id BETWEEN NEW.client << 36 AND (NEW.client << 36) + (1 << 36) - 1
     );
+    DELETE FROM declaration
+    WHERE client = NEW.client AND NOT EXISTS (SELECT 1 FROM client WHERE id = NEW.client);
+    INSERT INTO do_stand
+    SELECT
+        g.id, (SELECT id FROM declaration WHERE guard = g.id ORDER BY revision DESC, id LIMIT 1), NEW.now, NEW.step
+    FROM guard AS g
+    WHERE EXISTS (SELECT 1 FROM declaration WHERE guard = g.id)
+        AND NOT EXISTS (SELECT 1 FROM declaration WHERE guard = g.id AND declared = g.declared);
 END;
 
 -- === 10. What time brings, and what operators do =================================================
@@ -851,29 +875,46 @@ CREATE TRIGGER configure_guard INSTEAD OF INSERT ON op_configure WHEN NEW.key IS
     SELECT id, NEW.now, NEW.step FROM partition WHERE guard = NEW.guard ORDER BY id;
 END;
 
--- Rules of a higher revision stand, and of the same those that came first; `force`: whatever the revision.
+-- Rules of a higher revision stand, and of the same those that came first, while somebody lives who declared them;
+-- `force`: whatever the revision.
 CREATE VIEW op_declare (
     name, declared, revision, capacity, max_waiting, ordering, pace, burst, max_keys, force, now, step
 ) AS VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-CREATE TRIGGER declare_new INSTEAD OF INSERT ON op_declare
-WHEN NOT EXISTS (SELECT 1 FROM guard WHERE name = NEW.name) BEGIN
-    INSERT INTO guard (name, declared, revision, capacity, max_waiting, ordering, pace, burst, max_keys)
-    VALUES (
+CREATE TRIGGER declare INSTEAD OF INSERT ON op_declare BEGIN
+    INSERT OR IGNORE INTO guard (
+        name, declared, revision, capacity, max_waiting, ordering, pace, burst, max_keys
+    ) VALUES (
         NEW.name, NEW.declared, NEW.revision, NEW.capacity, NEW.max_waiting, NEW.ordering, NEW.pace, NEW.burst,
         NEW.max_keys
     );
+    DELETE FROM declaration
+    WHERE NEW.force AND guard = (SELECT id FROM guard WHERE name = NEW.name) AND client = NEW.step >> 36;
+    INSERT OR IGNORE INTO declaration (
+        guard, client, declared, revision, capacity, max_waiting, ordering, pace, burst, max_keys
+    ) VALUES (
+        (SELECT id FROM guard WHERE name = NEW.name), NEW.step >> 36, NEW.declared, NEW.revision, NEW.capacity,
+        NEW.max_waiting, NEW.ordering, NEW.pace, NEW.burst, NEW.max_keys
+    );
+    INSERT INTO do_stand
+    SELECT g.id, d.id, NEW.now, NEW.step
+    FROM guard AS g JOIN declaration AS d
+        ON d.guard = g.id AND d.declared = NEW.declared AND d.client = NEW.step >> 36
+    WHERE g.name = NEW.name AND g.declared <> NEW.declared AND (
+        NEW.force OR NEW.revision > g.revision
+        OR NOT EXISTS (SELECT 1 FROM declaration WHERE guard = g.id AND declared = g.declared)
+    );
 END;
-CREATE TRIGGER declare_known INSTEAD OF INSERT ON op_declare
-WHEN (SELECT NEW.declared <> declared AND (NEW.force OR NEW.revision > revision) FROM guard WHERE name = NEW.name)
-BEGIN
+
+-- Have a guard go by another declaration; what was due before is granted before.
+CREATE VIEW do_stand (guard, declaration, now, step) AS VALUES (0, 0, 0, 0);
+CREATE TRIGGER stand INSTEAD OF INSERT ON do_stand BEGIN
     INSERT INTO do_advance
-    SELECT id, NEW.now, NEW.step, 500 FROM partition
-    WHERE guard = (SELECT id FROM guard WHERE name = NEW.name) AND waiting > 0 ORDER BY id;
+    SELECT id, NEW.now, NEW.step, 500 FROM partition WHERE guard = NEW.guard AND waiting > 0 ORDER BY id;
     UPDATE guard SET
-        declared = NEW.declared, revision = NEW.revision, capacity = NEW.capacity, max_waiting = NEW.max_waiting,
-        ordering = NEW.ordering, pace = NEW.pace, burst = NEW.burst, max_keys = NEW.max_keys
-    WHERE name = NEW.name;
+        declared = d.declared, revision = d.revision, capacity = d.capacity, max_waiting = d.max_waiting,
+        ordering = d.ordering, pace = d.pace, burst = d.burst, max_keys = d.max_keys
+    FROM declaration AS d
+    WHERE guard.id = NEW.guard AND d.id = NEW.declaration;
     INSERT INTO do_settle
-    SELECT id, NEW.now, NEW.step FROM partition
-    WHERE guard = (SELECT id FROM guard WHERE name = NEW.name) ORDER BY id;
+    SELECT id, NEW.now, NEW.step FROM partition WHERE guard = NEW.guard ORDER BY id;
 END;

@@ -216,7 +216,16 @@ class Store:
                     )
                 last = self._execute("SELECT max(next_grant, floor) FROM partition, guard").fetchall()
                 latest = max((ticks for (ticks,) in last if ticks), default=0) + old_epoch
-                for table in ("ticket", "tenant", "partition", "recent", "refusal", "guard", "client"):
+                for table in (
+                    "ticket",
+                    "tenant",
+                    "partition",
+                    "recent",
+                    "refusal",
+                    "guard",
+                    "declaration",
+                    "client",
+                ):
                     self._execute(f"DELETE FROM {table}")  # noqa: S608
                 # Tokens grow on, also if the time of day went back meanwhile.
                 self.epoch = max(epoch, latest - now) if before else old_epoch
@@ -249,8 +258,8 @@ class Store:
     ) -> tuple[int, Rules]:
         """Declare a guard: give its number and the rules that stand, which may be another's.
 
-        Those of the highest revision stand, and of one revision those that came first; with `force`
-        these, whatever their revision.
+        Those of the highest revision stand, and of one revision those that came first, while a client
+        lives that declared them; with `force` these, whatever their revision.
         """
         rules = declaration.rules
         rate = rules.rate

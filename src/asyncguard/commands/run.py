@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from asyncguard.commands import USAGE_ERROR
 from asyncguard.commands.shared import declare_namespace, open_shared, uses_own_file
 from asyncguard.errors import Refused
 from asyncguard.hub import AsyncGuard
-from asyncguard.ticket import ALL, Rules
+from asyncguard.ticket import ALL, Declaration, Rules
 
 if TYPE_CHECKING:
     from asyncguard.backends.sqlite import SqliteBackend
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 NOT_NOW: Final = 75
 """EX_TEMPFAIL of sysexits.h: it couldn't get in, or lost its permit; another try may do."""
+_BELOW_APPLICATIONS: Final = -1
+"""So that whatever an application declares, also later, stands instead."""
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
 _SIGNALS: Final = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2")
@@ -51,7 +54,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--limit",
         metavar="N",
         type=int,
-        help="permits of each key, if nobody declared the guard (default: 1)",
+        help="permits of each key, if nobody else has the guard just now (default: 1, or what was)",
     )
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, help="how long to wait; 0: not at all (default: for ever)"
@@ -141,13 +144,16 @@ class _Run:
         options = self._options
         asked = options.limit if options.limit is None else check_whole("--limit", options.limit, least=1)
         # As others declared it, if they did: it is their guard, too.
-        rules = Rules(limit=asked or 1, max_waiting=None)
-        for declared in await backend.guards():
-            if declared.name == options.guard:
-                rules = declared.rules
+        rules = await self._standing(backend) or Rules(limit=asked or 1, max_waiting=None)
         if asked not in (None, rules.limit):
-            _say(f"guard {options.guard!r} has limit {rules.limit}, as it was declared first, not {asked}", 0)
-        ag = AsyncGuard(backend=lambda *_: backend, namespace=options.namespace, revision=rules.revision)
+            # To ask for a picture declares it, below what other commands declared: we say that ourselves.
+            ours = dataclasses.replace(rules, limit=asked, revision=_BELOW_APPLICATIONS - 1)
+            await backend.inspect(Declaration(options.guard, ours), None)
+            rules = await self._standing(backend) or ours
+            if rules.limit != asked:
+                _say(f"guard {options.guard!r} has limit {rules.limit}, as others have it, not {asked}", 0)
+        ag = AsyncGuard(backend=lambda *_: backend, namespace=options.namespace)
+        ag.revision = _BELOW_APPLICATIONS
         guard = ag.guard(
             options.guard,
             limit=rules.limit,
@@ -164,6 +170,12 @@ class _Run:
             priority=options.priority,
             label=Path(self._words[0]).name if options.label is None else options.label,
         )
+
+    async def _standing(self, backend: SqliteBackend) -> Rules | None:
+        for declared in await backend.guards():
+            if declared.name == self._options.guard:
+                return declared.rules
+        return None
 
     async def _run_under(self, permit: Permit) -> int:
         from asyncguard.commands.child import Child  # noqa: PLC0415 - not on every system
