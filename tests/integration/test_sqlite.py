@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from asyncguard import AsyncGuard, BackendUnavailable, Draining, Rate
+from asyncguard import AsyncGuard, BackendUnavailable, Draining, Rate, WaitTimeout
 from asyncguard.backends.lives import Lives
 from asyncguard.backends.sqlite_store import Store
 
@@ -48,18 +48,19 @@ import asyncio, os, sys
 from asyncguard import AsyncGuard
 
 guard = AsyncGuard(sys.argv[1]).guard("report", max_wait=5)
+again = AsyncGuard(sys.argv[1].replace("guards.db", "./link.db")).guard("report", max_wait=5)
 
-async def use():
+async def use(guard):
     async with guard:
         return "in"
 
 if sys.argv[2] == "after":
-    asyncio.run(use())
+    asyncio.run(use(guard))
 if os.fork():
     os.wait()
 else:
     try:
-        print(asyncio.run(use()), flush=True)
+        print(asyncio.run(use(again if "link.db" in sys.argv else guard)), flush=True)
     except Exception as error:
         print(error, flush=True)
     os._exit(0)
@@ -148,10 +149,14 @@ async def test_one_that_was_killed_before_anybody_came_holds_nothing(
     await ag.aclose()
 
 
-@pytest.mark.parametrize(("when", "said"), [("before", "in"), ("after", "it was forked from one")])
-def test_a_process_may_fork_before_it_uses_the_file_and_else_is_told(url: str, when: str, said: str) -> None:
+@pytest.mark.parametrize("name", ["guards.db", "link.db"])
+@pytest.mark.parametrize(("when", "said"), [("before", "in"), ("after", "was forked from one")])
+def test_a_process_may_fork_before_it_uses_the_file_and_else_is_told(
+    url: str, tmp_path: Path, when: str, said: str, name: str
+) -> None:
+    (tmp_path / "link.db").symlink_to("guards.db")
     done = subprocess.run(
-        [sys.executable, "-c", FORKS, url, when], capture_output=True, text=True, check=True, timeout=50
+        [sys.executable, "-c", FORKS, url, when, name], capture_output=True, text=True, check=True, timeout=50
     )
     assert said in done.stdout
 
@@ -226,13 +231,23 @@ def _newer(path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
 
 
+def _other_application(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE ticket (id)")
+
+
 def _directory(path: Path) -> None:
     path.mkdir()
 
 
 @pytest.mark.parametrize(
     ("spoil", "message"),
-    [(_corrupt, "not a database"), (_newer, "schema version 1, found 99"), (_directory, "unable to open")],
+    [
+        (_corrupt, "not a database"),
+        (_newer, "schema version 1, found 99"),
+        (_directory, "isn't a file"),
+        (_other_application, "another application"),
+    ],
 )
 def test_a_file_that_cannot_be_used_is_told_and_nothing_runs(
     url: str, tmp_path: Path, spoil: Any, message: str
@@ -308,6 +323,66 @@ def _other_file(path: Path) -> None:
 def test_a_url_without_a_path_is_told(url: str) -> None:
     with pytest.raises(ValueError, match="with three slashes"):
         AsyncGuard(url)
+
+
+@pytest.mark.parametrize("name", ["", "-wal", "-shm"])
+async def test_a_holder_that_does_nothing_hears_that_the_file_is_gone(
+    url: str, tmp_path: Path, name: str
+) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", on_lost="notify")
+    permit = await guard.acquire()
+    await asyncio.to_thread((tmp_path / f"guards.db{name}").rename, tmp_path / "gone")
+    await asyncio.wait_for(permit.lost.wait(), 10)
+    if name:  # others may have begun another log, of which this process would know nothing
+        with pytest.raises(BackendUnavailable, match="start this process anew"):
+            await guard.acquire()
+    await ag.aclose()
+
+
+async def test_a_link_to_a_file_is_the_file_and_a_second_name_is_refused(
+    holder: subprocess.Popen[str], url: str, tmp_path: Path
+) -> None:
+    assert holder.poll() is None
+    await asyncio.to_thread((tmp_path / "link.db").symlink_to, "guards.db")
+    ag = AsyncGuard(f"sqlite://{tmp_path}/link.db")
+    with pytest.raises(WaitTimeout):
+        await ag.guard("report").acquire(timeout=0.1)
+    await ag.aclose()
+    await asyncio.to_thread((tmp_path / "name.db").hardlink_to, tmp_path / "guards.db")
+    with pytest.raises(BackendUnavailable, match="hard links"):
+        await acquire(f"sqlite://{tmp_path}/name.db")
+
+
+def test_a_holder_hears_that_it_was_evicted_when_the_loop_is_gone_that_heard_the_bell(
+    url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", on_lost="notify", max_wait=None)
+
+    async def wait() -> None:
+        async with guard:
+            waits = asyncio.create_task(guard.acquire())
+            await asyncio.sleep(0.05)
+        await (await waits).release()
+
+    async def evict() -> None:
+        other = AsyncGuard(url)
+        theirs = other.guard("report", max_wait=None)
+        for holder in (await theirs.inspect()).holders:
+            assert await theirs.evict(holder.id)
+        await other.aclose()
+
+    async def hold() -> None:
+        permit = await guard.acquire()
+        await asyncio.sleep(2.5)  # the porter looks no more for those who waited
+        await asyncio.to_thread(asyncio.run, evict())
+        await asyncio.wait_for(permit.lost.wait(), 10)
+        await ag.aclose()
+
+    asyncio.run(wait())
+    asyncio.run(hold())
+    assert not caplog.records
 
 
 def test_a_boot_of_the_host_forgets_what_was(tmp_path: Path) -> None:
@@ -473,7 +548,7 @@ def _lock(path: Path) -> sqlite3.Connection:
 # --- disks and containers ----------------------------------------------------------------------
 
 FULL = """
-import asyncio, resource, signal, sys
+import asyncio, resource, signal, sys, warnings
 from asyncguard import AsyncGuard, BackendUnavailable
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -481,6 +556,13 @@ guard = AsyncGuard(sys.argv[1]).guard("report", max_wait=10)
 
 def leave_room(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def drop(size):
+    permit = await guard.acquire()
+    leave_room(size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del permit
 
 async def attempt(what, size):
     try:
@@ -493,6 +575,10 @@ async def attempt(what, size):
 async def main():
     await attempt("while it fills up:", 0)
     await attempt("while it is full:", 0)
+    leave_room(resource.RLIM_INFINITY)
+    await attempt("once there is room:", resource.RLIM_INFINITY)
+    await drop(0)
+    await attempt("after one was dropped:", 0)
     leave_room(resource.RLIM_INFINITY)
     await attempt("once there is room:", resource.RLIM_INFINITY)
 
@@ -508,6 +594,8 @@ def test_on_a_full_disk_work_is_refused_and_what_ended_passes_on_later(url: str)
         "while it fills up: ran",
         "while it fills up: unavailable",  # to release it failed, and is tried again
         "while it is full: unavailable",
+        "once there is room: ran",
+        "after one was dropped: unavailable",
         "once there is room: ran",
     ]
 

@@ -80,6 +80,8 @@ class Porter(threading.Thread):
         self.move_out: Callable[[Store], Iterable[int]] | None = None
         """Ends the client that it has opened the file for, and tells whom to ring."""
         self._attends = False
+        self._due = time.monotonic() + _LOOK_AROUND
+        """When it next looks whether it missed something, if it attends; however busy it is meanwhile."""
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
         self.failed: list[Callable[[Store], object]] = []
@@ -102,7 +104,7 @@ class Porter(threading.Thread):
         return future
 
     def attend(self) -> None:
-        """Have it look each second whether a bell was missed, for as long as anybody waits."""
+        """Have it look each second whether it missed something, for as long as anybody waits or holds."""
         if not self._attends:
             self._attends = True
             self._wake_up()
@@ -136,7 +138,7 @@ class Porter(threading.Thread):
             while not self._is_over:
                 attends = self.looks_around or self._attends or self.failed
                 self._mind_the_bell()
-                events = self._selector.select(_LOOK_AROUND if attends else None)
+                events = self._selector.select(max(0, self._due - time.monotonic()) if attends else None)
                 self._run_once(store, events)
         except (*FAULTS, StoreBusy) as fault:
             self._fault = fault
@@ -202,8 +204,11 @@ class Porter(threading.Thread):
 
     def _fail(self) -> None:
         """Tell whoever still waits for something."""
-        while self._work:
-            _, future = self._work.popleft()
+        while True:
+            try:
+                _, future = self._work.popleft()
+            except IndexError:  # who gives it something else may be here, too
+                return
             error = unavailable(self._path, self._fault or "it is being closed; try again")
             with contextlib.suppress(concurrent.futures.InvalidStateError):
                 future.set_exception(error)
@@ -229,9 +234,13 @@ class Porter(threading.Thread):
         if backend is None:
             self._is_over = True
             return
-        looks, self._looks = self._looks or not events, False
-        if not events:
-            self._attends = backend.anybody_waits
+        is_due = time.monotonic() >= self._due
+        looks, self._looks = self._looks or is_due, False
+        if is_due:
+            self._due = time.monotonic() + _LOOK_AROUND
+            self._attends = False  # before it asks: somebody may come meanwhile
+            if backend.tickets:
+                self._attends = True
             self._attempt(backend.recheck, store)
             self._try_again(store)
         for key, _ in events:
@@ -260,7 +269,8 @@ class Porter(threading.Thread):
                 tell = functools.partial(future.set_exception, error)
             else:
                 tell = functools.partial(future.set_result, result)
-            self._work.popleft()
+            with contextlib.suppress(IndexError):  # who came too late may have been told that all has failed
+                self._work.popleft()
             with contextlib.suppress(concurrent.futures.InvalidStateError):  # nobody asks any more
                 tell()
 
@@ -276,13 +286,12 @@ class Porter(threading.Thread):
 
     def _try_again(self, store: Store) -> None:
         """Do what has failed, and must be done."""
-        failed, self.failed = self.failed, []
-        for number, work in enumerate(failed):
+        while self.failed:
             try:
-                work(store)
+                self.failed[0](store)
             except (*FAULTS, StoreBusy):
-                self.failed += failed[number:]
                 return
+            del self.failed[0]
 
     # --- who lives -----------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ import os
 import secrets
 import socket
 import sqlite3
+import stat
 import threading
 import weakref
 from pathlib import Path
@@ -46,7 +47,16 @@ _STEPS_TO_TIDY: Final = 64
 _DISTANT: Final = frozenset(
     {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "lustre", "afs", "fuse.sshfs"}
 )
+_ESCAPES: Final = {ord(character): f"\\{ord(character):03o}" for character in " \t\n\\#"}
+"""How the system writes the names of places where something is mounted."""
 _BUSY: Final = "others keep it busy"
+_FORKED: Final = (
+    "this process was forked from one that had used it already: use the guard only after the fork, or spawn "
+    "the process"
+)
+_SPOILT: Final = (
+    "its files with -wal or -shm were deleted or replaced while it was in use: start this process anew"
+)
 _LONGEST_OPENING: Final = 1.0
 """Seconds for which `acquire_nowait` waits for the file to be opened, where it comes first."""
 _CLIENT_BITS: Final = 62 - BITS
@@ -90,14 +100,14 @@ class Place:
             return False
 
 
-def check_file_system(directory: Path) -> None:
-    """Refuse directories of other hosts, whose locks can't be relied upon.
+def check_file_system(file: Path) -> None:
+    """Refuse files of other hosts, whose locks can't be relied upon, and those mounted by themselves.
 
     Raises:
         ValueError: it is one.
     """
     mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    device = directory.stat().st_dev
+    device = file.parent.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
     kinds = {mount[mount.index("-") + 1] for mount in mounts if mount[2] == number}
     if kinds & _DISTANT:
@@ -105,6 +115,36 @@ def check_file_system(directory: Path) -> None:
             f"it is on a network file system ({', '.join(sorted(kinds))}): put it on a disk of this host, or "
             "use a backend for several hosts"
         )
+    name = str(file).translate(_ESCAPES)
+    if any(mount[4] == name for mount in mounts):
+        raise ValueError("it is mounted without the files beside it, such as its log: mount its directory")
+
+
+def _inode_now(name: str) -> tuple[int, int] | None:
+    try:
+        seen = os.stat(name)  # noqa: PTH116 - in half the time
+    except FileNotFoundError:
+        return None
+    return seen.st_dev, seen.st_ino
+
+
+def _check_names(file: Path) -> None:
+    """Refuse a file that goes by other names, too, and one that this process can't use.
+
+    Raises:
+        ValueError: it is one.
+    """
+    seen = file.stat()
+    if not stat.S_ISREG(seen.st_mode):
+        raise ValueError("it isn't a file")
+    if seen.st_nlink > 1:
+        raise ValueError(
+            "it has several names (hard links), and who opens it by another has a log of its own: remove all "
+            "names but one"
+        )
+    why = _barred.get(str(file)) or _barred.get((seen.st_dev, seen.st_ino))
+    if why:
+        raise ValueError(why)
 
 
 def _way_out(client: int, lives: Lives, clock: Clock, ours: Store) -> Callable[[Store], Iterable[int]]:
@@ -159,6 +199,8 @@ class SqliteBackend:
         """Whether the lock is held; seen by a signal handler that interrupts whoever has it."""
         self._store: Store | None = None
         self._inode: tuple[int, int] | None = None
+        self._log: dict[str, tuple[int, int] | None] = {}
+        """The files of SQLite's log, without which the file is not what we know."""
         self._porter: Porter | None = None
         self.client = secrets.randbits(_CLIENT_BITS) or 1
         """Our number: the first part of our tickets' ids."""
@@ -171,11 +213,8 @@ class SqliteBackend:
 
     def _hire(self) -> Porter:
         """Find the porter, who opens the file."""
-        if self._name in _forked:
-            raise BackendUnavailable(
-                f"the file {self._name!r} can't be used in this process, as it was forked from one that had "
-                "used it already: use the guard only after the fork, or spawn the process"
-            )
+        if self._name in _barred:
+            raise unavailable(self.path, _barred[self._name])
         with self._lock:
             if self._porter is None:
                 self._porter = Porter(self)
@@ -189,32 +228,28 @@ class SqliteBackend:
             OSError, sqlite3.Error, ValueError: it can't be used.
         """
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_file_system(self.path.parent)
+        path = Path(os.path.realpath(self._name))  # SQLite's log goes by that, too
+        check_file_system(path)
         with contextlib.suppress(FileExistsError):  # one that is there isn't opened: to close it drops locks
-            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
-        self._lives = Lives.of(Path(f"{self.path}-lives"))
-        store = porter.insist(lambda: Store(self.path, epoch=self._system.epoch, patience=PATIENCE))
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+        _check_names(path)
+        self._lives = Lives.of(Path(f"{path}-lives"))
+        store = porter.insist(lambda: Store(path, epoch=self._system.epoch, patience=PATIENCE))
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         porter.insist(lambda: store.begin(boot, self._lives, self._system.epoch, self._system.now()))
         self._file_clock.epoch = store.epoch
-        ours = porter.insist(lambda: Store(self.path, epoch=store.epoch, patience=_MOMENT))
-        porter.bell = Bell(Path(f"{self.path}-bells"), self.client)
+        ours = porter.insist(lambda: Store(path, epoch=store.epoch, patience=_MOMENT))
+        porter.bell = Bell(Path(f"{path}-bells"), self.client)
         process = os.getpid(), process_namespace()
         porter.insist(lambda: store.register(self.client, self.owner, process, self._lives.hold))
         porter.move_out = _way_out(self.client, self._lives, self._system, ours)
         with self._lock:
             self._store = ours
-            self._inode = self._inode_now()
+            self._inode = _inode_now(self._name)
+            self._log = {name: _inode_now(name) for name in (f"{path}-wal", f"{path}-shm")}
         return store
 
-    def _inode_now(self) -> tuple[int, int] | None:
-        try:
-            seen = os.stat(self._name)  # noqa: PTH116 - in half the time
-        except FileNotFoundError:
-            return None
-        return seen.st_dev, seen.st_ino
-
-    def _check_file(self) -> None:
+    def _check_file(self, *, with_log: bool = False) -> None:
         """See that the file is the one that was opened: whoever opens another knows nothing of this one.
 
         Raises:
@@ -222,8 +257,10 @@ class SqliteBackend:
         """
         if self._inode is None:  # another has noticed it before
             raise ValueError("it was deleted or replaced; try again")
-        if self._inode_now() == self._inode:
-            return
+        if _inode_now(self._name) == self._inode:
+            if not with_log or all(_inode_now(name) == inode for name, inode in self._log.items()):
+                return
+            _barred[self._inode] = _SPOILT  # what is opened here would go by the old one
         with self._lock:
             porter = self._porter
             _of_others.append(self._store)  # to close it would drop this process's locks on its successor
@@ -231,11 +268,13 @@ class SqliteBackend:
         if porter is not None:
             porter.move_out = None
             porter.stop()
-        raise ValueError("it was deleted or replaced, so permits taken until now are lost; try again")
+        raise ValueError(
+            "it was deleted or replaced, or its log was, so permits taken until now are lost; try again"
+        )
 
     def _lose_all(self) -> None:
         """Begin anew, and tell whoever holds or waits; who is about to enter, the porter tells."""
-        lost = [ticket for ticket in self.tickets.values() if ticket.state in ("held", "waiting")]
+        lost = [ticket for ticket in list(self.tickets.values()) if ticket.state in ("held", "waiting")]
         self._start_anew()
         for ticket in lost:
             ticket.state = "lost" if ticket.state == "held" else "refused"
@@ -243,11 +282,6 @@ class SqliteBackend:
             ticket.outlook = Outlook(None, 0, ticket.terms.guard.rules.limit)
             ticket.ended = self._system.now()
             ticket.notify()
-
-    @property
-    def anybody_waits(self) -> bool:
-        """Whether tickets of ours wait."""
-        return any(ticket.state == "waiting" for ticket in list(self.tickets.values()))
 
     def dismiss(self, porter: Porter) -> None:
         """Have another one come, who may find the file in a better state."""
@@ -355,7 +389,8 @@ class SqliteBackend:
         return declared
 
     def _stored(self, guard: str) -> str:
-        return f"{self.namespace}\n{guard}"
+        namespace = self.namespace.replace("%", "%25").replace("\n", "%0A")  # or two could be taken for one
+        return f"{namespace}\n{guard}"
 
     # --- the operations ------------------------------------------------------------------------
 
@@ -381,6 +416,7 @@ class SqliteBackend:
             place = Place(self, guard, ticket.key)
             ticket.partition = place  # type: ignore[assignment]
             self._ring(store.enter(ticket, guard, self._system.now(), wait))
+            self._hire().attend()
             if ticket.state == "waiting":
                 place.gated = store.is_paced(guard)
                 self._expect_news(loop)
@@ -425,11 +461,10 @@ class SqliteBackend:
             if ticket.state in ("refused", "lost"):
                 store.forget([ticket])
 
+        porter = self._hire()
         try:
-            return self._now_or_later(leave)
+            return self._now_or_later(lambda store: _surely(porter, leave, store))
         except BackendUnavailable:
-            porter = self._hire()
-            porter.failed.append(leave)
             porter.attend()
             raise
 
@@ -437,7 +472,11 @@ class SqliteBackend:
         porter = self._porter
         if self.tickets.pop(ticket.id, None) is not None and porter is not None:
             now = self._system.now()
-            porter.call(lambda store: self._ring(store.leave(ticket, now, finished=False)))
+
+            def leave(store: Store) -> None:
+                self._ring(store.leave(ticket, now, finished=False))
+
+            porter.call(lambda store: _surely(porter, leave, store))
 
     def held(self, guard: str) -> list[Ticket]:
         return [
@@ -466,7 +505,7 @@ class SqliteBackend:
         await self._ask(configure)
 
     async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
-        if not ticket_id.isdecimal():
+        if not ticket_id.isdecimal() or int(ticket_id) >> BITS >> _CLIENT_BITS:
             return False
 
         def evict(store: Store) -> bool:
@@ -502,10 +541,8 @@ class SqliteBackend:
                 porter.bell.ring(client)
 
     def _expect_news(self, loop: asyncio.AbstractEventLoop | None) -> None:
-        porter = self._hire()
-        porter.attend()
         if loop is not None:
-            porter.hear_on(loop)
+            self._hire().hear_on(loop)
 
     def hear(self) -> None:
         """Read the news on an event loop, or have the porter do so if that takes long."""
@@ -518,6 +555,7 @@ class SqliteBackend:
 
     def recheck(self, store: Store) -> None:
         """See what is so, whatever one was told, or not told."""
+        self._check_file(with_log=True)
         self.read_news(store)
         self._rearm(store)
 
@@ -594,6 +632,15 @@ class SqliteBackend:
         self._now_or_later(lambda store: self._arm(store, guard, key, loop))
 
 
+def _surely(porter: Porter, leave: Callable[[Store], object], store: Store) -> None:
+    """Have a ticket leave; if that fails, the porter tries again."""
+    try:
+        leave(store)
+    except FAULTS:
+        porter.failed.append(leave)
+        raise
+
+
 def _queue_of(ticket: Ticket) -> tuple[int, str | None, asyncio.AbstractEventLoop] | None:
     """Tell where a ticket waits, and on which loop; None where it doesn't."""
     if not isinstance(ticket, Permit) or ticket.state != "waiting" or ticket.future is None:
@@ -607,15 +654,17 @@ _of_others: list[Any] = []
 """Connections that must not be closed: those of a forked child's parent, and to files that were replaced."""
 
 
-_forked: set[str] = set()
-"""Files that this process's parent had opened when it forked: SQLite goes by locks that only that one has."""
+_barred: dict[str | tuple[int, int] | None, str] = {}
+"""Files that this process can't use, by name or identity, and why. Those that its parent had opened when it
+forked: SQLite goes by locks that only that one has. And those whose log it has and others haven't."""
 
 
 def _forget_the_parent() -> None:
     for backend in list(_live):
         backend._lock = threading.RLock()  # noqa: SLF001 - another thread of the parent may have held it
         if backend._porter is not None:  # noqa: SLF001
-            _forked.add(backend._name)  # noqa: SLF001
+            name = backend._name  # noqa: SLF001
+            _barred.update(dict.fromkeys((name, os.path.realpath(name), backend._inode), _FORKED))  # noqa: SLF001
         _of_others.append((backend._store, backend._porter))  # noqa: SLF001
         backend._start_anew()  # noqa: SLF001
 

@@ -116,6 +116,7 @@ class Store:
         """Ticks to add to the clock's for those since 1970; the same for all who open the file."""
 
     def _prepare(self, epoch: int) -> None:
+        self._check_schema()  # before anything is changed
         # Permits don't outlive the host's uptime, so nothing is synced: a crash of a process loses
         # nothing, and after one of the host there is nothing worth keeping. Small pages make short
         # commits: each writes whole ones.
@@ -138,13 +139,29 @@ class Store:
                     self._execute("ROLLBACK")
                 if self._version() == 0:
                     raise
-        if self._version() != VERSION:
-            raise ValueError(
-                f"expected schema version {VERSION}, found {self._version()}: another version of AsyncGuard "
-                "made it, so give this one another file"
-            )
+        self._check_schema()
         self._execute("INSERT OR IGNORE INTO store (id, lives, boot, epoch) VALUES (1, '', '', ?)", (epoch,))
         self._execute("PRAGMA busy_timeout = 0")
+
+    def _check_schema(self) -> None:
+        """See that the file is empty, or made by this version.
+
+        Raises:
+            ValueError: it isn't.
+        """
+        self._execute("BEGIN")  # another process may be making the schema
+        try:
+            version = self._version()
+            tables = {name for (name,) in self._execute("SELECT name FROM sqlite_schema").fetchall()}
+        finally:
+            self._execute("ROLLBACK")
+        if version not in (0, VERSION):
+            raise ValueError(
+                f"expected schema version {VERSION}, found {version}: another version of AsyncGuard made it, "
+                "or another application, so give this one another file"
+            )
+        if tables and (version == 0 or "op_enter" not in tables):
+            raise ValueError("it is the database of another application: give guards a file of their own")
 
     def _version(self) -> int:
         return int(self._execute("PRAGMA user_version").fetchone()[0])
@@ -214,7 +231,9 @@ class Store:
                         "processes of another host use it, too: each host needs a file of its own, or a "
                         "backend for several hosts"
                     )
-                last = self._execute("SELECT max(next_grant, floor) FROM partition, guard").fetchall()
+                last = self._execute(
+                    "SELECT max(next_grant) FROM partition UNION ALL SELECT max(floor) FROM guard"
+                ).fetchall()
                 latest = max((ticks for (ticks,) in last if ticks), default=0) + old_epoch
                 for table in (
                     "ticket",
