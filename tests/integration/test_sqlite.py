@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -383,6 +384,32 @@ def test_a_holder_hears_that_it_was_evicted_when_the_loop_is_gone_that_heard_the
     asyncio.run(wait())
     asyncio.run(hold())
     assert not caplog.records
+
+
+def test_who_was_killed_with_its_container_holds_nothing_when_that_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "lives"
+    store = Store(tmp_path / "guards.db", epoch=1000)
+    before = Lives.of(path)
+    store.begin("boot", before, 1000, 10**12)
+    store.register(7, "host:7", (7, 0), before.hold)
+    before.let_go(7)
+
+    fstat = os.fstat
+
+    def on_another_device(file: int) -> os.stat_result:
+        seen = fstat(file)
+        return os.stat_result((*seen[:2], seen.st_dev + 1, *seen[3:]))
+
+    with monkeypatch.context() as patched:
+        patched.setattr("os.fstat", on_another_device)
+        patched.setattr("asyncguard.backends.lives._files", {})
+        after = Lives.of(path)
+    assert after is not before
+    store.begin("boot", after, 1000, 10**12)
+    assert not after.is_alive(7)
+    store.close()
 
 
 def test_a_boot_of_the_host_forgets_what_was(tmp_path: Path) -> None:

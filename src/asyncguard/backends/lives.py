@@ -27,8 +27,11 @@ class Lives:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self.identity = _identity(os.fstat(descriptor))
-        """Which file it is; another one of the same name has another."""
+        self.identity = str(os.fstat(descriptor).st_ino)
+        """Which file it is; another one of the same name has another, as long as anybody has this one open.
+
+        Its device doesn't count: a container that is started again finds its files on another one.
+        """
         self._ours: set[int] = set()
         """A process doesn't see its own locks."""
 
@@ -44,7 +47,7 @@ class Lives:
                 if (known := _files.get(_identity(path.stat()))) is not None:
                     return known
             lives = cls(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            return _files.setdefault(lives.identity, lives)
+            return _files.setdefault(_identity(os.fstat(lives._descriptor)), lives)
 
     def hold(self, client: int) -> None:
         """Be alive as this client from now on."""
