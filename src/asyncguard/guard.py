@@ -12,9 +12,9 @@ from asyncguard.admission import KEEP
 from asyncguard.blocking import Blocking
 from asyncguard.checks import check_number, check_share, check_text, check_whole
 from asyncguard.clock import TICKS
-from asyncguard.errors import REFUSALS, ClientLeft, Refused, WouldBlock, WouldDeadlock
+from asyncguard.errors import REFUSALS, BackendUnavailable, ClientLeft, Refused, WouldBlock, WouldDeadlock
 from asyncguard.keys import as_key
-from asyncguard.permit import Permit, new_permit, open_scope, scope_here, scope_var
+from asyncguard.permit import Permit, hear_that_it_left, new_permit, open_scope, scope_here, scope_var
 from asyncguard.running import current_task, running_tasks
 from asyncguard.ticket import ALL, EXCLUSIVE, NEW, Declaration, Terms
 from asyncguard.wrap import Wrapper
@@ -245,7 +245,7 @@ class Guard:
             return
         acknowledged = permit.close_block(exc)
         if acknowledged is not None:
-            await acknowledged
+            await hear_that_it_left(acknowledged, exc)
 
     def _find_block(self) -> Permit:
         """Find the permit of a block that ends out of order, or in another task."""
@@ -602,7 +602,10 @@ class Guard:
         if isinstance(error, GeneratorExit):  # perhaps in a finaliser
             permit.abandon("withdrawn")
         else:
-            permit.backend.leave(permit, finished=False)
+            with contextlib.suppress(
+                BackendUnavailable
+            ):  # it sees to that later, and the error is to be told
+                permit.backend.leave(permit, finished=False)
             if isinstance(error, Refused):
                 permit.tell("refused", error)
             else:
@@ -698,7 +701,7 @@ class Entry:
             raise RuntimeError("this block was not entered")
         acknowledged = self._permit.close_block(exc, work=self.work)
         if acknowledged is not None:
-            await acknowledged
+            await hear_that_it_left(acknowledged, exc)
 
 
 def _is_over(task: asyncio.Task[Any] | None) -> bool:

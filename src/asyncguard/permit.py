@@ -16,7 +16,7 @@ from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
-from asyncguard.errors import HoldExceeded, PermitLost
+from asyncguard.errors import BackendUnavailable, HoldExceeded, PermitLost
 from asyncguard.events import Audience
 from asyncguard.running import current_task, running_tasks
 from asyncguard.ticket import Ticket
@@ -183,6 +183,19 @@ def scope_of_thread() -> ThreadScope:
     """Find or begin the scope of the calling thread."""
     scope = scope_var.get()
     return scope if isinstance(scope, ThreadScope) and scope.is_here else ThreadScope()
+
+
+async def hear_that_it_left(acknowledged: Awaitable[None], exc: BaseException | None) -> None:
+    """Wait until the end of a block has arrived; where `exc` ended it, nothing else is raised.
+
+    Raises:
+        BackendUnavailable: it will arrive later.
+    """
+    try:
+        await acknowledged
+    except BackendUnavailable:
+        if exc is None:
+            raise
 
 
 @final
@@ -408,9 +421,10 @@ class Permit(Ticket):
         extra = self.extra
         if extra is not None and extra.timer is not None:
             extra.timer.cancel()
-        acknowledged = self.backend.leave(self, finished=finished)
-        self.tell("released")
-        return acknowledged
+        try:
+            return self.backend.leave(self, finished=finished)
+        finally:
+            self.tell("released")
 
     def take_away(self) -> None:
         """Have it lost while it is held: it passes on at once, and its work is told."""
@@ -524,7 +538,11 @@ class Permit(Ticket):
         if work is not None and not work.done():
             work.add_done_callback(lambda _: self.end(finished=False))
         elif not isinstance(exc, GeneratorExit):
-            acknowledged = self.end(finished=exc is None or isinstance(exc, Exception))
+            try:
+                acknowledged = self.end(finished=exc is None or isinstance(exc, Exception))
+            except BackendUnavailable:  # which sees to it later
+                if exc is None:
+                    raise
         elif self.state == "held":  # perhaps in a finaliser
             self.abandon("released")
         extra = self.extra

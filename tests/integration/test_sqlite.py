@@ -599,11 +599,33 @@ async def attempt(what, size):
     except BackendUnavailable:
         print(what, "unavailable")
 
+async def cancel(what, timeout):
+    async with guard:
+        waits = asyncio.create_task(guard.acquire(timeout=timeout))
+        await asyncio.sleep(0.05)
+        leave_room(0)
+        if timeout > 1:
+            waits.cancel()
+        await asyncio.wait([waits])
+        print(what, "cancelled" if waits.cancelled() else type(waits.exception()).__name__)
+        leave_room(resource.RLIM_INFINITY)
+
+async def work(what):
+    try:
+        async with guard:
+            leave_room(0)
+            raise LookupError
+    except Exception as error:
+        print(what, type(error).__name__)
+    leave_room(resource.RLIM_INFINITY)
+
 async def main():
     await attempt("while it fills up:", 0)
     await attempt("while it is full:", 0)
     leave_room(resource.RLIM_INFINITY)
     await attempt("once there is room:", resource.RLIM_INFINITY)
+    await cancel("who waits:", 5)
+    await work("work:")
     await drop(0)
     await attempt("after one was dropped:", 0)
     leave_room(resource.RLIM_INFINITY)
@@ -622,6 +644,8 @@ def test_on_a_full_disk_work_is_refused_and_what_ended_passes_on_later(url: str)
         "while it fills up: unavailable",  # to release it failed, and is tried again
         "while it is full: unavailable",
         "once there is room: ran",
+        "who waits: cancelled",
+        "work: LookupError",
         "after one was dropped: unavailable",
         "once there is room: ran",
     ]

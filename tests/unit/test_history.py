@@ -148,6 +148,12 @@ def test_limit_one_that_was_killed_holds_until_then(story: Story) -> None:
     assert story.check().violations == ()
 
 
+def test_limit_a_grant_counts_however_soon_it_may_have_ended(story: Story) -> None:
+    story.serve("a", 0, 30, token=1)
+    story.ticket("b", {"asking": 5, "granted": 10, "released": 11}, token=2)
+    assert rules(story.check()) == {"limit"}
+
+
 # --- pause -------------------------------------------------------------------------------------
 
 

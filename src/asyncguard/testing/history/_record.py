@@ -38,8 +38,8 @@ _KINDS = OF_TICKETS | OF_GUARDS | OF_CLIENTS
 class Record:
     """One thing that happened.
 
-    What is named in -ing is noted before it is done, all else afterwards. The difference matters: from
-    it follows what was so for certain at a moment, and what may have been.
+    What is named in -ing is noted before it is done, as `killed` is; all else afterwards. The difference
+    matters: from it follows what was so for certain at a moment, and what may have been.
 
     Raises:
         ValueError: the kind isn't known, or something is missing that it needs.

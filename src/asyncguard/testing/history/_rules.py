@@ -57,20 +57,18 @@ def limit(history: History, partition: Partition, *, leases: bool) -> Iterator[V
             _, _, ended = heapq.heappop(held)
             permits -= _counted(ended)
             exclusive -= ended.permits == ALL
-        end = _held_until(history, ticket, leases=leases)
-        if end > latest:
-            heapq.heappush(held, (end, number, ticket))
-            permits += _counted(ticket)
-            exclusive += ticket.permits == ALL
-            allowed = max(partition.settings.limits(earliest, latest))
-            if permits > allowed or (exclusive and len(held) > 1):
-                others = ", ".join(sorted(str(other) for _, _, other in held))
-                yield partition.violation(
-                    "limit",
-                    latest,
-                    f"ticket {ticket} was granted, token {ticket.token}, while the limit was {allowed} at "
-                    f"most: {others} hold {permits} permits",
-                )
+        heapq.heappush(held, (_held_until(history, ticket, leases=leases), number, ticket))
+        permits += _counted(ticket)
+        exclusive += ticket.permits == ALL
+        allowed = max(partition.settings.limits(earliest, latest))
+        if permits > allowed or (exclusive and len(held) > 1):
+            others = ", ".join(sorted(str(other) for _, _, other in held))
+            yield partition.violation(
+                "limit",
+                latest,
+                f"ticket {ticket} was granted, token {ticket.token}, while the limit was {allowed} at "
+                f"most: {others} hold {permits} permits",
+            )
         if partition.settings.was_paused(earliest, latest):
             message = f"ticket {ticket} was granted, token {ticket.token}, in a pause"
             yield partition.violation("pause", latest, message)
