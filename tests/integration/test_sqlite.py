@@ -386,6 +386,22 @@ def test_a_holder_hears_that_it_was_evicted_when_the_loop_is_gone_that_heard_the
     assert not caplog.records
 
 
+async def test_one_that_was_taken_for_dead_hears_of_it(url: str, tmp_path: Path) -> None:
+    ag = AsyncGuard(url)
+    guard = ag.guard("report", on_lost="notify")
+    permit = await guard.acquire()
+    await asyncio.to_thread((tmp_path / "guards.db-lives").read_bytes)  # which drops its lock
+    command = [sys.executable, "-c", HOLDER, url]
+    other = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.DEVNULL)
+    try:
+        await asyncio.wait_for(permit.lost.wait(), 10)
+    finally:
+        other.kill()
+        await asyncio.to_thread(other.wait)
+    await (await guard.acquire()).release()
+    await ag.aclose()
+
+
 def test_who_was_killed_with_its_container_holds_nothing_when_that_is_started_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

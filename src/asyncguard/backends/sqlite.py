@@ -261,6 +261,13 @@ class SqliteBackend:
             if not with_log or all(_inode_now(name) == inode for name, inode in self._log.items()):
                 return
             _barred[self._inode] = _SPOILT  # what is opened here would go by the old one
+        self._begin_anew()
+        raise ValueError(
+            "it was deleted or replaced, or its log was, so permits taken until now are lost; try again"
+        )
+
+    def _begin_anew(self) -> None:
+        """Leave a file that knows us no more as it is."""
         with self._lock:
             porter = self._porter
             _of_others.append(self._store)  # to close it would drop this process's locks on its successor
@@ -268,9 +275,6 @@ class SqliteBackend:
         if porter is not None:
             porter.move_out = None
             porter.stop()
-        raise ValueError(
-            "it was deleted or replaced, or its log was, so permits taken until now are lost; try again"
-        )
 
     def _lose_all(self) -> None:
         """Begin anew, and tell whoever holds or waits; who is about to enter, the porter tells."""
@@ -574,14 +578,20 @@ class SqliteBackend:
 
     def look_around(self, store: Store) -> None:
         """Watch who came, and bury who is dead."""
-        porter = self._porter
-        if porter is None:
+        porter, ours = self._porter, self.client
+        if porter is None or porter.ident != get_ident():
             return
         clients = store.clients()
+        if ours not in clients:
+            self._begin_anew()
+            raise ValueError(
+                "this process was taken for dead, so its permits are lost: does it open and close the file with "
+                "-lives by itself? That drops the lock that says that it lives"
+            )
         for client in porter.watched - clients.keys():
             porter.forget(client)
         for client, process in clients.items():
-            if client == self.client:
+            if client == ours:
                 continue
             is_watched = porter.watch(client, *process)
             if not self._lives.is_alive(client):
