@@ -7,6 +7,7 @@ import contextlib
 import gc
 import logging
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
@@ -244,6 +245,27 @@ async def test_a_hand_over_takes_no_turn_of_the_porter_where_there_is_one_loop(
     assert news.count(here) > 0.9 * len(news), news
     await one.aclose()
     await other.aclose()
+
+
+async def test_bells_that_were_deleted_are_put_up_again(url: str, tmp_path: Path) -> None:
+    ags = [AsyncGuard(url), AsyncGuard(url)]
+    turns = 0
+
+    async def take_turns(ag: AsyncGuard) -> None:
+        nonlocal turns
+        while turns < 500:  # at one a second, as without bells, that would take minutes
+            async with ag.guard("report", max_wait=None):
+                turns += 1
+                await asyncio.sleep(0.001)
+
+    tasks = [asyncio.create_task(take_turns(ag)) for ag in ags]
+    await asyncio.sleep(0.1)
+    await asyncio.to_thread(shutil.rmtree, tmp_path / "guards.db-bells")
+    async with asyncio.timeout(30):
+        await asyncio.gather(*tasks)
+    for ag in ags:
+        await ag.aclose()
+    assert await asyncio.to_thread(os.listdir, tmp_path / "guards.db-bells") == []
 
 
 async def test_a_loop_that_is_blocked_keeps_no_news_from_others(url: str) -> None:

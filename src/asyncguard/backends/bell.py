@@ -34,12 +34,16 @@ class Bell:
 
     def __init__(self, bells: Path, client: int) -> None:
         bells.mkdir(mode=0o700, exist_ok=True)
-        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._bells = bells
+        self.bells = bells
         self.client = client
-        (bells / str(client)).unlink(missing_ok=True)
-        self._socket = _Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
-        self._socket.bind(self._of(client))
+        self.take_down(client)
+        self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._socket = _Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._socket.bind(self._of(client))
+        except OSError:
+            os.close(self._directory)
+            raise
         self.loop: asyncio.AbstractEventLoop | None = None
         """On which it is heard; None: the porter hears it."""
         self._last: asyncio.AbstractEventLoop | None = None
@@ -90,13 +94,22 @@ class Bell:
             with contextlib.suppress(RuntimeError):  # closed just now
                 before.call_soon_threadsafe(before.remove_reader, self._socket)
 
+    @property
+    def is_up(self) -> bool:
+        """Whether others can ring it: somebody may have deleted it."""
+        return (self.bells / str(self.client)).exists()
+
     def take_down(self, client: int) -> None:
         """Remove the bell of one who is gone."""
-        (self._bells / str(client)).unlink(missing_ok=True)
+        (self.bells / str(client)).unlink(missing_ok=True)
 
     def close(self) -> None:
         """Be rung no more."""
         self.take_down(self.client)
+        self.put_away()
+
+    def put_away(self) -> None:
+        """Be heard no more."""
         os.close(self._directory)
         try:
             if self._last is not None:  # or it would wait for a descriptor that is another's by then

@@ -15,6 +15,7 @@ import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
+from asyncguard.backends.bell import Bell
 from asyncguard.backends.lives import process_namespace, writer_of
 from asyncguard.backends.sqlite_store import Store, StoreBusy
 from asyncguard.errors import BackendUnavailable
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from asyncguard.backends.bell import Bell
     from asyncguard.backends.sqlite import SqliteBackend
 
 T = TypeVar("T")
@@ -198,6 +198,17 @@ class Porter(threading.Thread):
             else:
                 self._selector.unregister(self.bell)
 
+    def _put_up_the_bell(self) -> None:
+        """Have another bell if ours was deleted; it is heard here until a ticket waits."""
+        before = self.bell
+        with contextlib.suppress(OSError):  # then the look each second has to do
+            if before is not None and not before.is_up:
+                self.bell = Bell(before.bells, before.client)
+                if self._hears:
+                    self._hears = False
+                    self._selector.unregister(before)
+                before.put_away()
+
     def _ring(self, client: int) -> None:
         if self.bell is not None:
             self.bell.ring(client)
@@ -238,6 +249,7 @@ class Porter(threading.Thread):
         looks, self._looks = self._looks or is_due, False
         if is_due:
             self._due = time.monotonic() + _LOOK_AROUND
+            self._put_up_the_bell()
             self._attends = False  # before it asks: somebody may come meanwhile
             if backend.tickets:
                 self._attends = True

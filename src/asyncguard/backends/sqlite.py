@@ -585,8 +585,8 @@ class SqliteBackend:
         if ours not in clients:
             self._begin_anew()
             raise ValueError(
-                "this process was taken for dead, so its permits are lost: does it open and close the file with "
-                "-lives by itself? That drops the lock that says that it lives"
+                "this process was taken for dead, so its permits are lost: does it open and close the file "
+                "with -lives by itself? That drops the lock that says that it lives"
             )
         for client in porter.watched - clients.keys():
             porter.forget(client)
