@@ -688,6 +688,27 @@ async def test_a_holder_in_another_container_is_believed_in_until_it_dies(url: s
     await ag.aclose()
 
 
+async def test_a_file_that_is_mounted_by_itself_is_refused(url: str, tmp_path: Path) -> None:
+    apart = ["unshare", "--mount"]
+    if await asyncio.to_thread(_fails, [*apart, "true"]):
+        pytest.skip("this user can't mount")
+    await (await acquire(url)).release()
+    alone = tmp_path / "on its own" / "guards.db"
+    await asyncio.to_thread(alone.parent.mkdir)
+    await asyncio.to_thread(alone.touch)
+    script = 'mount --bind "$0" "$1" && exec "$2" -c "$3" "sqlite://$1"'
+    names = [str(tmp_path / "guards.db"), str(alone), sys.executable, HOLDER]
+    holder = await asyncio.create_subprocess_exec(
+        *apart, "sh", "-c", script, *names, stderr=asyncio.subprocess.PIPE
+    )
+    try:
+        _, said = await asyncio.wait_for(holder.communicate(), 30)
+    finally:
+        if holder.returncode is None:
+            holder.kill()
+    assert b"mount its directory" in said
+
+
 def _fails(command: list[str]) -> bool:
     if shutil.which(command[0]) is None:
         return True
