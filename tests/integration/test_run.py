@@ -202,7 +202,18 @@ def test_a_script_without_an_interpreter_is_not_executable(runs: Runs, tmp_path:
     (tmp_path / "script").chmod(0o755)
     done = runs("--guard", "a", "--", str(tmp_path / "script"))
     assert done.returncode == 126
-    assert "can't be run: Exec format error" in done.stderr
+    said = f"asyncguard run: {tmp_path}/script: can't be run: Exec format error\n"
+    assert done.stderr == said
+
+
+def test_a_command_may_have_any_name(runs: Runs, tmp_path: Path) -> None:
+    script = tmp_path / os.fsdecode(b"odd\xff")
+    script.write_text("#!/bin/sh\necho in; exec sleep 60\n")
+    script.chmod(0o755)
+    process = runs.start("--guard", "a", "--", str(script))
+    assert process.stdout is not None
+    assert process.stdout.readline() == "in\n"
+    assert runs.status()[0]["holders"][0]["label"] == "odd\\xff"
 
 
 async def test_what_an_application_declares_stands_also_if_a_command_came_first(
@@ -294,6 +305,15 @@ def test_what_is_ignored_stays_ignored(runs: Runs) -> None:
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGTERM)
     assert end_of(process) == (143, "")
+
+
+def test_the_end_is_heard_of_where_the_caller_blocks_its_signal(runs: Runs) -> None:
+    blocks = "import os, signal, sys; signal.pthread_sigmask(0, [signal.SIGCHLD]); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [*ASYNCGUARD, "run", "--guard", "a", "--", "sh", "-c", "sleep 0.1; exit 3"]
+    done = subprocess.run(
+        [sys.executable, "-c", blocks, *command], env=runs.environ, check=False, timeout=PATIENCE
+    )
+    assert done.returncode == 3
 
 
 # --- permits that are lost ---------------------------------------------------------------------

@@ -45,13 +45,18 @@ class Child:
         self._has_terminal = False
         self._is_told_to_stop = False
         self._loop.add_signal_handler(signal.SIGCHLD, self._look)
-        self._process = subprocess.Popen(  # noqa: S603 - to run what it is told is what it is for
-            command,
-            env=environ,
-            process_group=0,
-            close_fds=False,  # what the caller opened for it, as `3<file`
-            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - no lock is taken in it
-        )
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])  # which who called us may have blocked
+        try:
+            self._process = subprocess.Popen(  # noqa: S603 - to run what it is told is what it is for
+                command,
+                env=environ,
+                process_group=0,
+                close_fds=False,  # what the caller opened for it, as `3<file`
+                preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 - no lock is taken in it
+            )
+        except BaseException:  # whose end is told, too
+            self._loop.remove_signal_handler(signal.SIGCHLD)
+            raise
         self._group = self._process.pid
         self._look()
 

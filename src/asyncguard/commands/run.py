@@ -103,6 +103,11 @@ def _why_not(name: str) -> int:
     return _say(f"{name}: there is no such command", _NOT_FOUND)
 
 
+def _label_of(name: str) -> str:
+    """Write a command's name, whatever bytes it is of, so that others can read it."""
+    return Path(name).name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 @final
 class _Run:
     """One run of a command: it waits, then the command does."""
@@ -168,7 +173,7 @@ class _Run:
             timeout=options.timeout,
             permits=options.permits,
             priority=options.priority,
-            label=Path(self._words[0]).name if options.label is None else options.label,
+            label=_label_of(self._words[0]) if options.label is None else options.label,
         )
 
     async def _standing(self, backend: SqliteBackend) -> Rules | None:
