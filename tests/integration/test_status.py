@@ -168,3 +168,43 @@ def test_a_file_that_is_none_is_named(url: str, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "can't be used: file is not a database" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_letters_that_the_output_does_not_know_are_written_out(url: str) -> None:
+    async def use() -> None:
+        async with AsyncGuard(url) as ag, ag.guard("caf\xe9"):
+            pass
+
+    asyncio.run(use())
+    done = subprocess.run(
+        COMMAND,
+        env=clean_environ(ASYNCGUARD_URL=url, PYTHONIOENCODING="ascii"),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=20,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "caf\\xe9" in done.stdout
+
+
+def test_a_full_disk_that_it_is_printed_to_is_named(url: str) -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123
+        done = subprocess.run(
+            COMMAND,
+            env=clean_environ(ASYNCGUARD_URL=url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=20,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "asyncguard status: [Errno 28] No space left on device\n"
+
+
+def test_a_path_that_cannot_be_looked_at_is_named() -> None:
+    done = status("sqlite:///tmp/" + "x" * 300)
+    assert done.returncode == 1
+    assert done.stderr.startswith("asyncguard status: [Errno 36] File name too long")
+    assert done.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import io
 import json
 import os
 import sys
@@ -48,6 +49,8 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Look and tell, and return the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # it may not know a letter of a key or label
     try:
         check_sqlite()
         with contextlib.suppress(KeyboardInterrupt):
@@ -58,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
         return _say(error, _FAILED)
     except BrokenPipeError:  # who reads it has seen enough; nothing is to be written at the end, either
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # the directory can't be entered, or the disk is full that it is printed to
+        return _say(error, _FAILED)
     return 0
 
 
