@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import pty
 import select
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -314,6 +316,43 @@ def test_the_end_is_heard_of_where_the_caller_blocks_its_signal(runs: Runs) -> N
         [sys.executable, "-c", blocks, *command], env=runs.environ, check=False, timeout=PATIENCE
     )
     assert done.returncode == 3
+
+
+# --- a file that is busy, as another process was stopped inside a step ---------------------------
+
+
+@pytest.fixture
+def busy(runs: Runs, tmp_path: Path) -> Iterator[Callable[[], None]]:
+    """Keep the file busy from a call until the test's end."""
+    assert runs("--guard", "a", "true").returncode == 0
+    with contextlib.closing(
+        sqlite3.connect(tmp_path / "state/asyncguard/guards.db", isolation_level=None)
+    ) as other:
+        yield lambda: (other.execute("BEGIN IMMEDIATE"), None)[1]
+
+
+@pytest.mark.parametrize("timeout", ["0", "0.5"])
+def test_it_waits_no_longer_for_a_busy_file(runs: Runs, busy: Callable[[], None], timeout: str) -> None:
+    busy()
+    done = runs("--guard", "a", "--timeout", timeout, "echo", "never")
+    assert (done.returncode, done.stdout) == (75, "")
+    assert "guards.db' was busy for all that time" in done.stderr
+
+
+def test_a_signal_ends_the_wait_for_a_busy_file(runs: Runs, busy: Callable[[], None]) -> None:
+    runs.hold()
+    waits = runs.start("--guard", "a", "echo", "never")
+    runs.until(waiting(1))
+    busy()
+    waits.send_signal(signal.SIGTERM)
+    assert end_of(waits) == (143, "")
+
+
+def test_it_ends_with_the_command_although_the_file_is_busy(runs: Runs, busy: Callable[[], None]) -> None:
+    process = runs.hold()
+    busy()
+    process.send_signal(signal.SIGTERM)
+    assert end_of(process) == (143, "")
 
 
 # --- permits that are lost ---------------------------------------------------------------------

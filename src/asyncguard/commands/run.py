@@ -10,15 +10,16 @@ import os
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
 from asyncguard.backends import check_sqlite
 from asyncguard.backends.user_file import make_user_directory
-from asyncguard.checks import check_whole
+from asyncguard.checks import check_number, check_whole
 from asyncguard.commands import USAGE_ERROR
-from asyncguard.commands.shared import declare_namespace, open_shared, uses_own_file
-from asyncguard.errors import Refused
+from asyncguard.commands.shared import MOMENT, declare_namespace, for_a_moment, open_shared, uses_own_file
+from asyncguard.errors import BackendUnavailable, Refused
 from asyncguard.hub import AsyncGuard
 from asyncguard.ticket import ALL, Declaration, Rules
 
@@ -135,7 +136,7 @@ class _Run:
                 return 128 + self._told if self._told else await self._run_under(permit)
             finally:
                 with contextlib.suppress(Refused):  # then our end does it
-                    await permit.release()
+                    await for_a_moment(permit.release())
         except Refused as refusal:
             return _say(f"can't get in: {refusal}", NOT_NOW)
         except asyncio.CancelledError:
@@ -143,20 +144,18 @@ class _Run:
                 raise
             return 128 + self._told
         finally:
-            await backend.aclose()
+            await for_a_moment(backend.aclose())
 
     async def _acquire(self, backend: SqliteBackend) -> Permit:
         options = self._options
         asked = options.limit if options.limit is None else check_whole("--limit", options.limit, least=1)
-        # As others declared it, if they did: it is their guard, too.
-        rules = await self._standing(backend) or Rules(limit=asked or 1, max_waiting=None)
-        if asked not in (None, rules.limit):
-            # To ask for a picture declares it, below what other commands declared: we say that ourselves.
-            ours = dataclasses.replace(rules, limit=asked, revision=_BELOW_APPLICATIONS - 1)
-            await backend.inspect(Declaration(options.guard, ours), None)
-            rules = await self._standing(backend) or ours
-            if rules.limit != asked:
-                _say(f"guard {options.guard!r} has limit {rules.limit}, as others have it, not {asked}", 0)
+        timeout = options.timeout if options.timeout is None else check_number("--timeout", options.timeout)
+        began = time.monotonic()
+        patience = None if timeout is None else max(timeout, MOMENT)
+        try:
+            rules = await asyncio.wait_for(self._declare(backend, asked), patience)
+        except TimeoutError:
+            raise BackendUnavailable(f"the file {str(backend.path)!r} was busy for all that time") from None
         ag = AsyncGuard(backend=lambda *_: backend, namespace=options.namespace)
         ag.revision = _BELOW_APPLICATIONS
         guard = ag.guard(
@@ -170,11 +169,24 @@ class _Run:
         )
         return await guard.acquire(
             key=options.key,
-            timeout=options.timeout,
+            timeout=timeout and max(0, timeout - (time.monotonic() - began)),
             permits=options.permits,
             priority=options.priority,
             label=_label_of(self._words[0]) if options.label is None else options.label,
         )
+
+    async def _declare(self, backend: SqliteBackend, asked: int | None) -> Rules:
+        """Find the rules that stand; others' if they have the guard, and else what they were, or ours."""
+        rules = await self._standing(backend) or Rules(limit=asked or 1, max_waiting=None)
+        if asked in (None, rules.limit):
+            return rules
+        # To ask for a picture declares it, below what other commands declared: we say that ourselves.
+        ours = dataclasses.replace(rules, limit=asked, revision=_BELOW_APPLICATIONS - 1)
+        await backend.inspect(Declaration(self._options.guard, ours), None)
+        rules = await self._standing(backend) or ours
+        if rules.limit != asked:
+            _say(f"guard {self._options.guard!r} has limit {rules.limit}, as others have it, not {asked}", 0)
+        return rules
 
     async def _standing(self, backend: SqliteBackend) -> Rules | None:
         for declared in await backend.guards():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -12,10 +14,13 @@ from asyncguard.keys import as_name
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Awaitable
 
     from asyncguard.backends.sqlite import SqliteBackend
 
 _NAMESPACE: Final = "asyncguard"
+MOMENT: Final = 1.0
+"""Seconds within which a file is opened, and a permit passed on, unless another process stopped inside it."""
 
 
 def declare_namespace(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +42,12 @@ def open_shared(namespace: str) -> SqliteBackend:
     from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415 - not on every system
 
     return SqliteBackend(shared_path(), SystemClock(), as_name(namespace, "--namespace"))
+
+
+async def for_a_moment(what: Awaitable[None]) -> None:
+    """Wait for what the end of this process does too, but not for as long as another keeps the file busy."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(what, MOMENT)
 
 
 def shared_path() -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from asyncguard.backends import check_sqlite
 from asyncguard.commands import USAGE_ERROR
-from asyncguard.commands.shared import declare_namespace, open_shared, shared_path
+from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ async def _run(options: argparse.Namespace) -> int:
             await asyncio.sleep(_EVERY)
     finally:
         if backend is not None:
-            await backend.aclose()
+            await for_a_moment(backend.aclose())
 
 
 def _is_there() -> bool:
