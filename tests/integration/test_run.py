@@ -379,6 +379,16 @@ def test_a_permit_that_is_taken_away_ends_the_whole_group(runs: Runs, tmp_path: 
     assert (tmp_path / "told").read_text() == "told\n"
 
 
+def test_a_file_that_is_replaced_ends_the_command(runs: Runs, tmp_path: Path) -> None:
+    process = runs.hold()
+    (tmp_path / "state/asyncguard/guards.db").unlink()
+    code, said = end_of(process)
+    assert code == 75
+    assert "it was deleted or replaced, so permits taken until now are lost" in said
+    assert "the permit was taken away, so the command was ended" in said
+    assert "Traceback" not in said
+
+
 def test_one_that_does_not_listen_is_killed(runs: Runs, tmp_path: Path) -> None:
     process = runs.hold("trap '' TERM; echo in; while :; do sleep 0.1; done")
     began = time.monotonic()

@@ -287,6 +287,20 @@ def test_a_file_that_is_mended_can_be_used(url: str, tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+def test_a_holder_that_asks_nothing_is_told_that_the_file_is_gone(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def ask() -> None:
+        async with AsyncGuard(url) as ag:
+            permit = await ag.guard("report").acquire()
+            await asyncio.to_thread((tmp_path / "guards.db").unlink)
+            await asyncio.wait_for(permit.lost.wait(), 10)
+
+    asyncio.run(ask())
+    assert "it was deleted or replaced, so permits taken until now are lost" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_a_file_that_is_gone_is_noticed_and_its_permits_are_lost(
     url: str, tmp_path: Path, is_replaced: bool
