@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pty
+import re
 import select
 import signal
 import sqlite3
@@ -505,3 +506,42 @@ def test_ctrl_z_stops_command_and_run_as_one_job(runs: Runs) -> None:
         os.write(terminal, b"exit\n")
         os.close(terminal)
         os.waitpid(pid, 0)
+
+
+LEFT = """
+import os, sys, time
+if os.fork() == 0:
+    os.setpgid(0, 0)  # in the background of the terminal
+    if os.fork() == 0:
+        os.execv(sys.argv[1], sys.argv[1:])
+    os._exit(0)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("trap", ["", "trap 'echo told' HUP;"], ids=["ends", "stays"])
+def test_who_wants_the_terminal_when_no_shell_is_left_is_hung_up_once(runs: Runs, trap: str) -> None:
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [*ASYNCGUARD, "run", "--guard", "a", "--", "bash", "-c"]
+        script = f"{trap} echo run $PPID.; while :; do read x </dev/tty; done"
+        os.execve(sys.executable, [sys.executable, "-c", LEFT, *command, script], runs.environ)  # noqa: S606
+    run, read = 0, b""
+    try:
+        while not (found := re.search(rb"run (\d+)\.", read)):
+            read += os.read(terminal, 1000)
+        run = int(found[1])
+        if trap:
+            while b"told" not in read:
+                read += os.read(terminal, 1000)
+            assert runs.status()[0]["in_use"] == 1
+            assert not select.select([terminal], [], [], 0)[0] or b"told" not in os.read(terminal, 1000)
+        else:
+            runs.until(lambda guards: guards[0]["in_use"] == 0)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(terminal)
+        if run:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(run, signal.SIGKILL)

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Child:
         self._code: asyncio.Future[int] = self._loop.create_future()
         self._has_terminal = False
         self._is_told_to_stop = False
+        self._is_hung_up = False
         self._loop.add_signal_handler(signal.SIGCHLD, self._look)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])  # which who called us may have blocked
         try:
@@ -110,6 +112,13 @@ class Child:
         # To continue one that was told to stop meanwhile would have it miss that.
         if number in _FOR_THE_TERMINAL and not self._is_told_to_stop and self._give_terminal():
             self.signal(signal.SIGCONT)
+        elif number in _FOR_THE_TERMINAL and _is_orphaned():
+            if (
+                not self._is_hung_up
+            ):  # as the system does with a job that is left; who ignores that stays stopped
+                self._is_hung_up = True
+                self.signal(signal.SIGHUP)
+                self.signal(signal.SIGCONT)
         elif number != signal.SIGSTOP:  # which somebody sent to it alone
             whole_job = self._has_terminal  # then the others of our job haven't heard of it
             self._take_terminal()
@@ -135,6 +144,17 @@ class Child:
                         os.tcsetpgrp(terminal, os.getpgrp())
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _is_orphaned() -> bool:
+    """Whether no shell is left that could give us the terminal: then nothing stops us, either."""
+    parent = os.getppid()
+    with contextlib.suppress(OSError):  # it is gone
+        while parent and os.getsid(parent) == os.getsid(0):
+            if os.getpgid(parent) != os.getpgrp():
+                return False
+            parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+    return True
 
 
 @contextlib.contextmanager
