@@ -287,6 +287,17 @@ def test_a_file_that_is_mended_can_be_used(url: str, tmp_path: Path) -> None:
     asyncio.run(ask())
 
 
+def test_namespaces_with_odd_names_are_apart(url: str) -> None:
+    async def ask() -> None:
+        one, other = AsyncGuard(url, namespace="a"), AsyncGuard(url, namespace="a\nb\0")
+        async with one, other, one.guard("b\0\nc"), other.guard("c").permit(timeout=0):
+            for ag, name in ((one, "b\0\nc"), (other, "c")):
+                backend: Any = ag.open()
+                assert [declared.name for declared in await backend.guards()] == [name]
+
+    asyncio.run(ask())
+
+
 def test_a_holder_that_asks_nothing_is_told_that_the_file_is_gone(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -17,6 +17,7 @@ import weakref
 from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, final
+from urllib.parse import quote
 
 from asyncguard.admission import KEEP
 from asyncguard.backends.bell import Bell
@@ -393,8 +394,7 @@ class SqliteBackend:
         return declared
 
     def _stored(self, guard: str) -> str:
-        namespace = self.namespace.replace("%", "%25").replace("\n", "%0A")  # or two could be taken for one
-        return f"{namespace}\n{guard}"
+        return f"{quote(self.namespace)}\n{guard}"  # quoted: it may have lines, too
 
     # --- the operations ------------------------------------------------------------------------
 
