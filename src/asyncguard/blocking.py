@@ -144,8 +144,11 @@ class BlockingEntry:
             permit.say_if_lost()
 
     def __del__(self) -> None:
-        if self._permit is not None:  # an interrupt came just as the block was to end
-            self._permit.close_block(GeneratorExit())
+        permit: Permit | None = getattr(
+            self, "_permit", None
+        )  # it may have been interrupted before it had one
+        if permit is not None:  # an interrupt came just as the block was to end
+            permit.close_block(GeneratorExit())
             self._let_go()
 
     def _close(self, permit: Permit, exc: BaseException | None) -> None:

@@ -479,6 +479,12 @@ class Guard:
         audience = permit.gather(self._observers) if self._observers is not None else None
         try:
             answer = backend.enter(permit, wait=False)
+            if answer is None and permit.state not in ("new", "refused"):
+                if audience is not None:
+                    audience.hear_it_entered(permit)
+                scope = _scope()
+                self._begin(permit, scope.served if scope is not None else None)
+                return permit
         except BaseException:  # a signal handler's, perhaps, which may come at any moment
             backend.leave(permit, finished=False)
             raise
@@ -490,11 +496,7 @@ class Guard:
             return None
         if audience is not None:
             audience.hear_it_entered(permit)
-        if permit.state == "refused":
-            raise self._refuse(permit, None)
-        scope = _scope()
-        self._begin(permit, scope.served if scope is not None else None)
-        return permit
+        raise self._refuse(permit, None)
 
     async def _wait(
         self, permit: Permit, scope: Scope, answer: Awaitable[None] | None, served: Exchange | None

@@ -216,6 +216,26 @@ async def test_who_was_granted_as_the_file_was_replaced_hears_of_the_file(url: s
     await ag.aclose()
 
 
+async def test_a_permit_whose_release_was_interrupted_passes_on(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def work() -> None:
+        with guard.blocking(), monkeypatch.context() as patch:
+            patch.setattr(SqliteBackend, "_now_or_later", interrupted)
+            for permit in list(backend.tickets.values()):
+                with pytest.raises(KeyboardInterrupt):
+                    backend.leave(permit)
+
+    async with AsyncGuard(url) as ag, AsyncGuard(url) as other:
+        guard = ag.guard("report")
+        backend: Any = ag.open()
+        await asyncio.to_thread(work)
+        await (await other.guard("report").acquire(timeout=10)).release()
+
+
 async def _pass_around(guards: list[Any], rounds: int) -> None:
     async def work(guard: Any) -> None:
         for _ in range(rounds):

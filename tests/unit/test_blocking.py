@@ -467,6 +467,20 @@ def test_an_interrupt_just_when_it_was_granted_passes_the_permit_on(
     take(guard, timeout=0)
 
 
+def test_an_interrupt_just_when_it_was_taken_passes_the_permit_on(
+    guard: Guard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(guard), "_begin", interrupted)
+        with pytest.raises(KeyboardInterrupt), guard.blocking():
+            pass
+    with guard.blocking(timeout=0):
+        pass
+
+
 def test_an_interrupt_before_the_wait_began_leaves_no_trace(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:

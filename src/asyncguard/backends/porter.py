@@ -250,10 +250,9 @@ class Porter(threading.Thread):
         if is_due:
             self._due = time.monotonic() + _LOOK_AROUND
             self._put_up_the_bell()
-            self._attends = False  # before it asks: somebody may come meanwhile
-            if backend.tickets:
-                self._attends = True
+            self._attends = False  # first: whoever comes meanwhile sees it, or is seen
             self._attempt(backend.recheck, store)
+            self._attends = self._attends or backend.is_used
             self._try_again(store)
         for key, _ in events:
             if key.fileobj == self._wake:

@@ -194,6 +194,8 @@ class SqliteBackend:
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self.tickets: dict[int | str, Ticket] = {}
         """Those that hold or wait, or whose answer is on its way."""
+        self._strays: set[int] = set()
+        """Tickets in the file that were none of ours at the last look."""
         self._has_news = False
         """Whether a step of ours decided upon other tickets of ours."""
         self._inside = False
@@ -287,6 +289,11 @@ class SqliteBackend:
             ticket.outlook = Outlook(None, 0, ticket.terms.guard.rules.limit)
             ticket.ended = self._system.now()
             ticket.notify()
+
+    @property
+    def is_used(self) -> bool:
+        """Whether tickets of ours wait, or hold, which only a look at the file tells that it was replaced."""
+        return bool(self.tickets or self._strays)
 
     def dismiss(self, porter: Porter) -> None:
         """Have another one come, who may find the file in a better state."""
@@ -561,7 +568,15 @@ class SqliteBackend:
         """See what is so, whatever one was told, or not told."""
         self._check_file(with_log=True)
         self.read_news(store)
+        self._leave_strays(store)
         self._rearm(store)
+
+    def _leave_strays(self, store: Store) -> None:
+        """Leave for whoever was interrupted when it had forgotten its ticket, and not left yet."""
+        strays = {ticket for ticket in store.present(self.client) if ticket not in self.tickets}
+        for ticket in strays & self._strays:  # what is new may be about to leave
+            self._ring(store.drop(ticket, self._system.now()))
+        self._strays = strays
 
     def read_news(self, store: Store) -> None:
         """See what the steps of others decided upon tickets of ours."""

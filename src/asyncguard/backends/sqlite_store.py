@@ -75,6 +75,7 @@ _ROOM = """
     SELECT held, capacity, (SELECT permits FROM head WHERE head.partition = gate.partition)
     FROM gate WHERE guard = ? AND key IS ?
 """
+_PRESENT = "SELECT id FROM ticket WHERE id BETWEEN ? AND ? AND state IN ('waiting', 'held')"
 _PARTITION = "SELECT id FROM partition WHERE guard = ? AND key IS ?"
 
 _give_way: Callable[[], object] = getattr(os, "sched_yield", lambda: time.sleep(0))
@@ -412,6 +413,16 @@ class Store:
                 _answer(ticket, row)
                 changed.append(ticket)
         return changed
+
+    def present(self, client: int) -> list[int]:
+        """List a client's tickets that wait or hold, by id."""
+        first = client << BITS
+        return [ticket for (ticket,) in self._run(_PRESENT, (first, first + (1 << BITS) - 1)).fetchall()]
+
+    def drop(self, ticket_id: int, now: int) -> frozenset[int]:
+        """Leave for a ticket that its client doesn't know."""
+        self._run(_LEAVE, (ticket_id, None, False, now, ticket_id))
+        return self.decided(ticket_id, now)
 
     def forget(self, tickets: Iterable[Ticket]) -> None:
         """Delete tickets that were refused or lost, once their client knows."""
