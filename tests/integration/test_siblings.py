@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -138,6 +139,23 @@ def test_other_applications_are_no_siblings(workers: Workers) -> None:
     workers.start(namespace="shop")
     workers.start(namespace="bank")
     assert workers.end() == ["", ""]
+
+
+def test_what_a_killed_process_left_is_removed_after_a_while(workers: Workers) -> None:
+    killed = workers.start(namespace="killed")
+    killed.process.kill()
+    killed.process.wait()
+    (left,) = workers.directory.iterdir()
+    workers.start(namespace="alive")
+    (mark,) = set(workers.directory.iterdir()) - {left}
+    os.utime(mark, (0, 0))
+    assert left.exists()  # it is too new
+    os.utime(left, (0, 0))
+    workers.start(namespace="other")
+    assert not left.exists()
+    assert mark.exists()
+    workers.start(namespace="alive")
+    assert "another process of this service is alive" in workers.end()[-1]
 
 
 def test_what_cannot_be_locked_is_let_be(workers: Workers) -> None:

@@ -10,12 +10,19 @@ import os
 import sys
 import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import Final
 
 _log = logging.getLogger("asyncguard")
 _FIRST, _SECOND = 0, 1
 """Bytes of the file: one is locked by the first process for as long as it lives, one by who told."""
+_OLD: Final = 3600
+"""Seconds after which a file that nobody has locked is one that was left."""
+# Another user may have put something else there, which is not to be followed or opened for long.
+_FLAGS: Final = (
+    os.O_RDWR | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+)
 _MARKED: Final[dict[str, int]] = {}
 """The files of this process. None is closed before its end, as that would drop its locks on the file."""
 
@@ -40,14 +47,14 @@ def _look(namespace: str) -> None:
 def _mark(namespace: str) -> None:
     what = "\0".join([str(os.getppid()), namespace, str(Path.cwd()), *sys.argv])
     digest = hashlib.sha256(what.encode(errors="surrogatepass")).hexdigest()[:24]
-    name = str(Path(tempfile.gettempdir()) / f"asyncguard-{os.getuid()}-{digest}")
+    mine = Path(tempfile.gettempdir()) / f"asyncguard-{os.getuid()}-"
+    name = f"{mine}{digest}"
     with _marking:
         if name in _MARKED:
             return
         _MARKED[name] = -1
-    # Another user may have put something else there, which is not to be followed or opened for long.
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-    file = _MARKED[name] = os.open(name, flags, 0o600)
+        _sweep(mine)
+    file = _MARKED[name] = os.open(name, _FLAGS | os.O_CREAT, 0o600)
     if os.fstat(file).st_uid != os.getuid():
         return
     if _lock(file, _FIRST):
@@ -59,6 +66,23 @@ def _mark(namespace: str) -> None:
             "ASYNCGUARD_URL=sqlite:///path/guards.db, or AsyncGuard(url), on Linux; "
             "if each is to guard only itself, say so with ASYNCGUARD_URL=memory:"
         )
+
+
+def _sweep(mine: Path) -> None:
+    """Remove what processes left here that were killed, or ended as forked ones do.
+
+    Only what is old: to another process a lock of ours would look like that of a sibling.
+    """
+    for path in mine.parent.glob(f"{mine.name}*"):
+        with contextlib.suppress(OSError):
+            if str(path) in _MARKED or time.time() - path.lstat().st_mtime < _OLD:
+                continue
+            file = os.open(path, _FLAGS)
+            try:
+                if _lock(file, _FIRST) and _lock(file, _SECOND):
+                    path.unlink()
+            finally:
+                os.close(file)
 
 
 def _lock(file: int, byte: int) -> bool:
