@@ -32,8 +32,11 @@ class SideLoop:
         self._owner: weakref.ref[object] | None = weakref.ref(owner, lambda _: self.end())
         try:
             threading.Thread(target=self._run, name="asyncguard: blocking", daemon=True).start()
-        except BaseException:
+        except RuntimeError:  # there can be no more threads
             self.loop.close()
+            raise
+        except BaseException:  # a signal handler's, and the thread may run already: it closes the loop
+            self._stop()
             raise
 
     def _run(self) -> None:

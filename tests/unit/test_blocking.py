@@ -481,6 +481,25 @@ def test_an_interrupt_just_when_it_was_taken_passes_the_permit_on(
         pass
 
 
+def test_an_interrupt_as_the_loop_starts_ends_it(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == NAME:
+            started.append(thread)
+            raise KeyboardInterrupt
+
+    with guard.blocking(), monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), guard.blocking(permits=ALL, timeout=5):
+            pass
+    (thread,) = started
+    thread.join(10)
+    assert not thread.is_alive()
+
+
 def test_an_interrupt_before_the_wait_began_leaves_no_trace(
     guard: Guard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
