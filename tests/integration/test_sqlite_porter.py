@@ -236,6 +236,25 @@ async def test_a_permit_whose_release_was_interrupted_passes_on(
         await (await other.guard("report").acquire(timeout=10)).release()
 
 
+async def test_who_was_granted_and_not_told_is_told_later(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with AsyncGuard(url) as ag, AsyncGuard(url) as other:
+        permit = await other.guard("report").acquire()
+        guard = ag.guard("report")
+        waits = asyncio.create_task(guard.acquire())
+        await _until_one_waits(guard)
+        with monkeypatch.context() as patch:
+            told = asyncio.Event()
+
+            def interrupted(*_: object) -> bool:  # before it has told
+                told.set()
+                return True
+
+            patch.setattr(Permit, "notify", interrupted)
+            await permit.release()
+            await asyncio.wait_for(told.wait(), 10)
+        await (await asyncio.wait_for(waits, 10)).release()
+
+
 async def _pass_around(guards: list[Any], rounds: int) -> None:
     async def work(guard: Any) -> None:
         for _ in range(rounds):

@@ -569,7 +569,16 @@ class SqliteBackend:
         self._check_file(with_log=True)
         self.read_news(store)
         self._leave_strays(store)
+        self._tell_again()
         self._rearm(store)
+
+    def _tell_again(self) -> None:
+        """Tell who waits for what was read already: whoever read it may have been interrupted."""
+        for ticket in list(self.tickets.values()):
+            future = ticket.future if isinstance(ticket, Permit) else None
+            is_decided = ticket.state not in ("new", "waiting")
+            if is_decided and future is not None and not future.done() and not ticket.notify():
+                self.abandon(ticket)
 
     def _leave_strays(self, store: Store) -> None:
         """Leave for whoever was interrupted when it had forgotten its ticket, and not left yet."""
