@@ -289,9 +289,12 @@ class Porter(threading.Thread):
         try:
             return self.insist(functools.partial(work, store))
         except StoreBusy:
-            pass
+            return None
+        except FAULTS as fault:
+            _log.warning("%s", unavailable(self._path, fault))
         except Exception:  # noqa: BLE001 - the porter goes on
             _log.exception("asyncguard's porter of %s", self._path)
+        if not self._is_over:
             time.sleep(_LOOK_AROUND)  # whatever it was, it isn't over yet
         return None
 
