@@ -167,6 +167,7 @@ class AsyncGuard:
     # --- life ----------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        self.open()  # a URL that can't be used is told now
         self._draining = False
         return self
 

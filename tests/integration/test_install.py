@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import threading
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from asyncguard.permit import scope_var
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
 
 @pytest.fixture
@@ -509,3 +511,35 @@ async def test_it_is_too_late_once_the_application_serves(ag: AsyncGuard) -> Non
     await get(app)
     with pytest.raises(RuntimeError, match="has started already"):
         ag.install(app)
+
+
+def test_a_url_that_cannot_be_used_stops_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASYNCGUARD_URL", "sqlte:///tmp/guards.db")
+    app = FastAPI()
+    AsyncGuard().install(app)
+    with pytest.raises(ValueError, match="no backend is known for the scheme 'sqlte'"), TestClient(app):
+        pass
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux")
+def test_what_is_wrong_with_a_backend_is_logged_and_not_told_to_clients(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "guards.db").write_bytes(b"no database at all" * 100)
+    ag = AsyncGuard(f"sqlite://{tmp_path}/guards.db")
+    app = FastAPI()
+    ag.install(app)
+    app.get("/")(ag.guard("report")(answer))
+    with TestClient(app) as client:
+        answers = [client.get("/") for _ in range(3)]
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.json()["guard"] for answer in answers} == {"report"}
+    assert "guards.db" not in answers[0].text
+    said = [record.getMessage() for record in caplog.records if record.name == "asyncguard"]
+    assert len(said) == 1
+    assert said[0].startswith("guarded requests are answered with 503: the file ")
+    assert "file is not a database" in said[0]
+
+
+async def answer() -> str:
+    return "done"

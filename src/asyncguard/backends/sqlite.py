@@ -451,15 +451,21 @@ class SqliteBackend:
             answer = self._hire().call(enter_later)
             answer.add_done_callback(lambda done: self._see(ticket, done))
             return asyncio.wrap_future(answer)
-        except BackendUnavailable:
-            self.tickets.pop(ticket.id, None)
+        except BackendUnavailable as error:
+            self._could_not_enter(ticket, error)
             raise
         return None
 
     def _see(self, ticket: Ticket, done: concurrent.futures.Future[Any]) -> None:
-        """Forget a ticket that could not enter."""
-        if not done.cancelled() and done.exception() is not None:
-            self.tickets.pop(ticket.id, None)
+        """See whether a ticket could enter."""
+        if not done.cancelled() and (error := done.exception()) is not None:
+            self._could_not_enter(ticket, error)
+
+    def _could_not_enter(self, ticket: Ticket, error: BaseException) -> None:
+        self.tickets.pop(ticket.id, None)
+        if isinstance(error, BackendUnavailable):
+            error.guard = ticket.terms.guard.name
+            error.key = ticket.key
 
     def leave(
         self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True

@@ -197,6 +197,8 @@ class _Run:
     async def _run_under(self, permit: Permit) -> int:
         from asyncguard.commands.child import Child  # noqa: PLC0415 - not on every system
 
+        if permit.lost:
+            return _say("the permit was taken away before the command began", NOT_NOW)
         environ = {**os.environ, "ASYNCGUARD_TOKEN": str(permit.token)}
         try:
             child = self._child = Child(self._words, environ)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import sys
+import time
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, Unpack, final
 
 from asyncguard.checks import check_choice, check_number
-from asyncguard.errors import ClientLeft
+from asyncguard.errors import BackendUnavailable, ClientLeft
 from asyncguard.http import Expose, OnDisconnect
 from asyncguard.http.exchange import Exchange, Settings
 from asyncguard.http.problems import ANSWERED, Problem, check_problems, problem
@@ -27,6 +29,10 @@ _TRY_AGAIN_LATER: Final = 1013
 """The code of a WebSocket's close that says so."""
 _CLIENT_LEFT: Final = 499
 """The status that servers log where the client didn't wait for the response."""
+_MINUTE: Final = 60.0
+_told: Final[dict[str, float]] = {}
+"""What was said last of the backend, and when."""
+_log = logging.getLogger("asyncguard")
 _EMPTY: Final = ((b"content-length", b"0"),)
 _CAUGHT: Final = (*ANSWERED, ClientLeft)
 
@@ -87,6 +93,8 @@ class ExchangeMiddleware:
         except ANSWERED as error:
             if not reply.can_answer:
                 raise
+            if isinstance(error, BackendUnavailable):
+                _say_why(str(error))
             await reply.answer(self._problem(error))
         finally:
             if reply.held_back is not None:
@@ -248,6 +256,15 @@ class WebSocketReply:
 
     async def finish(self) -> None:
         """Do nothing."""
+
+
+def _say_why(fault: str) -> None:
+    """Tell operators what is wrong with the backend, which clients needn't know, once a minute."""
+    now = time.monotonic()
+    if _told.get(fault, -_MINUTE) + _MINUTE <= now:
+        _told.clear()
+        _told[fault] = now
+        _log.error("guarded requests are answered with 503: %s", fault)
 
 
 async def _nothing() -> None:
