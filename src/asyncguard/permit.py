@@ -76,8 +76,8 @@ class Exchange(Protocol):
         """Hold the handler's permit for longer, if that is what `hold` means for what it returned."""
 
 
-def _no_task() -> None:
-    return None
+def no_task() -> None:
+    """Be the reference to the task of a thread: none."""
 
 
 class Scope:
@@ -89,7 +89,7 @@ class Scope:
     """The exchange that is served here, if any; most serve none, so only others have room for it."""
 
     def __init__(self, task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.task = weakref.ref(task) if task is not None else _no_task
+        self.task = weakref.ref(task) if task is not None else no_task
         """The task, which mustn't live on because of its permits; none: a thread does its work."""
         self.loop = loop
         self.innermost: Permit | None = None

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import re
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import quote
@@ -13,8 +14,9 @@ from urllib.parse import quote
 from asyncguard.clock import TICKS
 from asyncguard.errors import ClientLeft
 from asyncguard.http.inbox import Inbox
+from asyncguard.http.replies import SERVER_ERROR, HTTPReply, may_not_be_meant
 from asyncguard.permit import Scope as ScopeOfTask
-from asyncguard.permit import scope_var
+from asyncguard.permit import no_task, scope_var
 from asyncguard.running import current_task, running_tasks
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 _QUOTABLE: Final = " !#$%&'()*+,/:;<=>?@[]^`{|}"
 """What may stand in a quoted string as it is, besides letters, digits and `_.-~`."""
-_NAME: Final = "asyncguard.exchange"
+NAME: Final = "asyncguard.exchange"
+"""Of the member of an ASGI scope by which whoever is further in finds the exchange."""
 _NO_BODY: Final = (204, 304)
 _NOTHING: Final = (0, 0)
 _TENTH: Final = TICKS // 10_000
@@ -43,7 +46,7 @@ class Settings:
 
 
 @final
-class Exchange(ScopeOfTask):
+class Exchange(ScopeOfTask, HTTPReply):
     """Watches the client while a ticket waits, and holds permits for as long as they should be.
 
     It is the scope of the task that serves it: whose work ends when a permit is lost that outlives its
@@ -57,6 +60,7 @@ class Exchange(ScopeOfTask):
         "_has_started",
         "_inbox",
         "_is_http",
+        "_is_meant",
         "_kept",
         "_preferred",
         "_receive",
@@ -68,6 +72,8 @@ class Exchange(ScopeOfTask):
         "_untold",
         "_waiting",
         "_working",
+        "held_back",
+        "is_head",
         "is_open",
         "served",
     )
@@ -80,6 +86,10 @@ class Exchange(ScopeOfTask):
         self._is_http = scope["type"] == "http"
         self.is_open = True
         """Whether the response may still change; what is taken afterwards is no business of the client."""
+        self.is_head = self._is_http and scope.get("method") == "HEAD"
+        self.held_back = None
+        self._is_meant = False
+        """Whether nothing is held back any more."""
         self._has_started = not self._is_http
         """Whether no header can tell of anything any more."""
         self._unread = self._is_http
@@ -98,7 +108,9 @@ class Exchange(ScopeOfTask):
         """Those of them whose blocks have ended."""
         loop = asyncio.get_running_loop()
         task = running_tasks.get(loop) or current_task(loop)
-        super().__init__(task, loop)
+        self.task = weakref.ref(task) if task is not None else no_task  # as Scope does it, in place
+        self.loop = loop
+        self.innermost = None
         self.served = self
         around = self._around = scope_var.get()
         """What the task does besides, as it makes this request in process."""
@@ -111,7 +123,7 @@ class Exchange(ScopeOfTask):
     @classmethod
     def of(cls, scope: Scope) -> Exchange | None:
         """Find the exchange of a request that is served further out already."""
-        exchange: Exchange | None = scope.get(_NAME)
+        exchange: Exchange | None = scope.get(NAME)
         return exchange
 
     # --- for guards ----------------------------------------------------------------------------
@@ -199,10 +211,6 @@ class Exchange(ScopeOfTask):
 
     # --- for the middleware --------------------------------------------------------------------
 
-    def register(self) -> Scope:
-        """Make the scope in which whoever is further in finds this exchange."""
-        return {**self._request, _NAME: self}
-
     def receive(self) -> Awaitable[Message]:
         """Be what the application asks."""
         return self._open_inbox().receive()
@@ -224,6 +232,11 @@ class Exchange(ScopeOfTask):
                 headers.append((b"vary", b"Prefer"))
         return {**message, "headers": headers}
 
+    @property
+    def can_answer(self) -> bool:
+        """Whether nothing was answered yet."""
+        return not self._has_started
+
     def send(self, message: Message) -> Awaitable[None]:
         """Send to the client, and end what ends with what is sent.
 
@@ -231,15 +244,27 @@ class Exchange(ScopeOfTask):
             TimeoutError: the client didn't read on.
         """
         kind = message["type"]
-        if self._kept:
-            return self._send_and_release(kind, message)
         if kind == "http.response.start":
+            if message["status"] == SERVER_ERROR and not self._is_meant and may_not_be_meant():
+                return self.hold_back(message)
+            if self._kept:
+                return self._send_and_release(kind, message)
             self._has_started = True
             if self._untold is not None or self._preferred is not None:
                 message = self._tell(message)
-        elif kind in _ENDS and not message.get("more_body", False):
+            return self._send(message)
+        if self.held_back is not None:
+            return self.hold_back(message)
+        if self._kept:
+            return self._send_and_release(kind, message)
+        if kind in _ENDS and not message.get("more_body", False):
             self.close()
         return self._send(message)
+
+    def pass_on(self, message: Message) -> Awaitable[None]:
+        """Send it for certain."""
+        self._is_meant = True
+        return self.send(message)
 
     async def _send_and_release(self, kind: str, message: Message) -> None:
         if kind == "http.response.start":
@@ -356,8 +381,16 @@ def server_timing(permits: Sequence[Permit]) -> bytes:
 
     A guard that was taken more than once has one pair of entries with the sums.
     """
-    if len(permits) == 1:
-        return _entries(permits[0].terms.guard.name, *_times(permits[0]))
+    if len(permits) == 1:  # as below, in place
+        permit = permits[0]
+        granted = permit.granted
+        waited = granted - permit.arrival
+        held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
+        return _written(
+            permit.terms.guard.name,
+            (waited + _TENTH // 2) // _TENTH if waited > 0 else 0,
+            (held + _TENTH // 2) // _TENTH if held > 0 else 0,
+        )
     sums: dict[str, tuple[int, int]] = {}
     for permit in permits:
         guard = permit.terms.guard.name
@@ -372,8 +405,7 @@ def _times(permit: Permit) -> tuple[int, int]:
     granted = permit.granted
     waited = granted - permit.arrival
     held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
-    # max() would take three times as long.
-    return waited if waited > 0 else 0, held if held > 0 else 0  # noqa: FURB136
+    return max(0, waited), max(0, held)
 
 
 def _entries(guard: str, waited: int, held: int) -> bytes:
