@@ -74,7 +74,7 @@ class ExchangeMiddleware:
         else:
             served = Exchange(scope, receive, send, self._settings)
             reply = served if kind == "http" else WebSocketReply(scope, served.send)
-            scope, receive = {**scope}, served.receive  # a copy as it is takes a fourth of one with a member more
+            scope, receive = {**scope}, served.receive  # {**scope, NAME: served} takes twice as long
             scope[NAME] = served
         try:
             try:
