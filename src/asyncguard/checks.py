@@ -106,3 +106,13 @@ def check_share(value: Any) -> float:
     if not LEAST_SHARE <= share <= MOST_SHARE:
         raise ValueError(f"share: expected {LEAST_SHARE:g} to {MOST_SHARE:g}, got {value}")
     return share
+
+
+def check_hub(value: Any) -> None:
+    """Check what should be an AsyncGuard, and may be the application by mistake.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not callable(getattr(value, "observe", None)):
+        raise TypeError(f"ag: expected an AsyncGuard, got {value!r}")

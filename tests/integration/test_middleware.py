@@ -9,6 +9,7 @@ import pytest
 from asyncguard import HopelessWait, PermitLost, QueueFull, WouldBlock
 from asyncguard.http.middleware import ExchangeMiddleware
 from asyncguard.http.problems import problem, retry_after
+from asyncguard.http.sources import NoKey
 
 if TYPE_CHECKING:
     from collections.abc import MutableMapping
@@ -60,6 +61,15 @@ async def test_a_refusal_is_answered_before() -> None:
 async def test_a_websocket_is_closed_where_it_cannot_be_denied(extensions: dict[str, Any]) -> None:
     assert await run(app_that_sends(), {"type": "websocket", **extensions}) == [
         {"type": "websocket.close", "code": 1013, "reason": "full"}
+    ]
+
+
+async def test_a_websocket_without_a_key_is_closed_as_one_that_breaks_the_rules() -> None:
+    async def app(*_: Any) -> None:
+        raise NoKey
+
+    assert await run(app, {"type": "websocket"}) == [
+        {"type": "websocket.close", "code": 1008, "reason": "no_key"}
     ]
 
 

@@ -136,3 +136,9 @@ async def test_another_logger_can_be_given_and_logging_ended(hub: AsyncGuard, lo
     logger.removeHandler(kept)
     assert heard == len(kept.records) == 2  # warnings, as nobody set a level
     assert log.records == []
+
+
+def test_an_application_is_no_asyncguard() -> None:
+    application: Any = object()
+    with pytest.raises(TypeError, match="ag: expected an AsyncGuard, got <object"):
+        log_events(application)

@@ -348,3 +348,9 @@ def test_it_loads_the_api_alone() -> None:
         "assert not any(name.startswith('opentelemetry.sdk') for name in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_application_is_no_asyncguard() -> None:
+    application: Any = object()
+    with pytest.raises(TypeError, match="ag: expected an AsyncGuard, got <object"):
+        instrument(application)

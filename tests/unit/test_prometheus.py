@@ -299,3 +299,9 @@ async def test_the_guards_of_an_asyncguard_are_listed_and_the_list_is_frozen(hub
     assert dict(hub.guards) == {"report": report, "export": export}
     with pytest.raises(TypeError):
         listed["other"] = report
+
+
+def test_an_application_is_no_asyncguard() -> None:
+    application: Any = object()
+    with pytest.raises(TypeError, match="ag: expected an AsyncGuard, got <object"):
+        metrics_app(application)

@@ -243,6 +243,12 @@ def _schema(status: HTTPStatus) -> dict[str, Any]:
                 "minimum": 0,
                 "description": "Seconds that a new request would wait; absent where too little is known.",
             },
+            "limit": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "How many may work at once, where the service tells capacities.",
+            },
+            "waiting": {"type": "integer", "minimum": 0, "description": "How many wait, where it does."},
         },
         "example": example,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Final, Literal, final
 
 from asyncguard.errors import ClientLeft
@@ -15,7 +16,8 @@ if TYPE_CHECKING:
     from asyncguard.http.asgi import Message, Scope, Send
 
 _TRY_AGAIN_LATER: Final = 1013
-"""The code of a WebSocket's close that says so."""
+_NOT_AS_IT_HAS_TO_BE: Final = 1008
+"""Codes of a WebSocket's close that say so."""
 _CLIENT_LEFT: Final = 499
 """The status that servers log where the client didn't wait for the response."""
 _EMPTY: Final = ((b"content-length", b"0"),)
@@ -152,9 +154,9 @@ class WebSocketReply:
             if self._state == "connecting" and self._can_respond:
                 await _respond("websocket.http.response", answer, self.send)
             else:
-                await self.send(
-                    {"type": "websocket.close", "code": _TRY_AGAIN_LATER, "reason": answer.reason}
-                )
+                bad = answer.status == HTTPStatus.BAD_REQUEST
+                code = _NOT_AS_IT_HAS_TO_BE if bad else _TRY_AGAIN_LATER
+                await self.send({"type": "websocket.close", "code": code, "reason": answer.reason})
 
     async def finish(self) -> None:
         """Do nothing."""

@@ -6,6 +6,8 @@ import dataclasses
 import logging
 from typing import TYPE_CHECKING, Final
 
+from asyncguard.checks import check_hub
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
@@ -43,9 +45,10 @@ def log_events(
     `asyncguard` of a record has all fields of the `Event` as a dict, for machines.
 
     Raises:
-        TypeError: `logger` is no logger, or a level no number.
+        TypeError: `ag` is no AsyncGuard, `logger` no logger, or a level no number.
         ValueError: `levels` names what is no kind of event.
     """
+    check_hub(ag)
     logger = logger or logging.getLogger("asyncguard.events")
     if not callable(getattr(logger, "isEnabledFor", None)):
         raise TypeError(f"logger: expected a logger, as logging.getLogger() gives, got {logger!r}")

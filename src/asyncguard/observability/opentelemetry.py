@@ -10,6 +10,7 @@ from opentelemetry.metrics import get_meter
 from opentelemetry.trace import Status, StatusCode, get_tracer
 
 from asyncguard import __version__
+from asyncguard.checks import check_hub
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,11 @@ def instrument(
 
     Providers that aren't given are the global ones. With `keys` the spans, though never the metrics,
     tell the ticket's key: leave it out where a key may be a secret or somebody's name.
+
+    Raises:
+        TypeError: `ag` is no AsyncGuard.
     """
+    check_hub(ag)
     telemetry = _Telemetry(
         get_tracer("asyncguard", __version__, tracer_provider),
         get_meter("asyncguard", __version__, meter_provider),

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from asyncguard.checks import check_number
+from asyncguard.checks import check_hub, check_number
 from asyncguard.errors import BackendUnavailable, Reason
 
 if TYPE_CHECKING:
@@ -99,8 +99,9 @@ def metrics_app(ag: AsyncGuard, *, timeout: float = 5.0) -> ASGIApp:
     sees a failed scrape instead of numbers that are old or in part.
 
     Raises:
-        TypeError, ValueError: `timeout` isn't a number above 0.
+        TypeError, ValueError: `ag` is no AsyncGuard; `timeout` isn't a number above 0.
     """
+    check_hub(ag)
     return _MetricsApp(ag, check_number("timeout", timeout, above=True))
 
 
