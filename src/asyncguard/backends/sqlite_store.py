@@ -17,8 +17,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, final
 
 from asyncguard.admission import KEEP, Admission, Partition
-from asyncguard.order import FairQueue, queue_for
-from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rate, Rules, Terms, Ticket, new_ticket
+from asyncguard.backends.restored import StoredTicket, restore_partition, restore_tenant, restore_ticket
+from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rate, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from asyncguard.backends.lives import Lives
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Order
+    from asyncguard.ticket import Ticket
 
 VERSION: Final = 1
 """Of the schema; another one's file is not opened."""
@@ -65,9 +65,9 @@ _PICTURE_PARTITIONS = """
 """
 _PICTURE_TICKETS = """
     SELECT
-        t.partition, t.id, t.state, t.permits, t.score, t.arrival, t.granted, t.share, t.tenant, t.label,
-        coalesce(c.owner, '')
-    FROM ticket AS t LEFT JOIN client AS c ON c.id = t.client
+        t.partition, t.id, t.state, t.permits, iif(p.ordering = 'lifo', 0, t.arrival - t.score), t.arrival,
+        t.granted, t.share, t.tenant, t.label, coalesce(c.owner, '')
+    FROM ticket AS t JOIN partition AS p ON p.id = t.partition LEFT JOIN client AS c ON c.id = t.client
     WHERE t.guard = ? AND t.state IN ('waiting', 'held') ORDER BY t.arrival
 """
 _PICTURE_TENANTS = "SELECT name, tag, share FROM tenant WHERE partition = ? AND waiting > 0"
@@ -484,55 +484,18 @@ class Store:
         restored = {}
         for row in self._run(_PICTURE_PARTITIONS, (guard, now)).fetchall():
             if key is None or row[1] == key:
-                partition = restored[row[0]] = _restore_partition(admission, *row[1:6])
-                admission.partitions[row[1]] = partition
+                number, of, order, limit, shut, tat, _ = row
+                restored[number] = restore_partition(admission, of, order, limit, bool(shut), tat)
             else:
                 ended += row[6]
         statistics._ended = ended
-        declaration = Declaration(name, admission.rules)
         for number, *row in self._run(_PICTURE_TICKETS, (guard,)).fetchall():
             if number in restored:
-                _restore_ticket(declaration, restored[number], row)
+                restore_ticket(restored[number], StoredTicket(*row))
         for number, partition in restored.items():
-            if isinstance(partition.queue, FairQueue):
-                for tenant_name, tag, share in self._run(_PICTURE_TENANTS, (number,)).fetchall():
-                    tenant = partition.queue._tenants[tenant_name]
-                    tenant.tag, tenant.share = tag, share
-                    partition.queue._place(tenant)
+            for tenant in self._run(_PICTURE_TENANTS, (number,)).fetchall():
+                restore_tenant(partition, *tenant)
         return admission
-
-
-def _restore_partition(
-    admission: Admission, key: str | None, order: Order, override: int | None, paused: int, tat: int
-) -> Partition:
-    partition = Partition(admission, key)
-    partition._override = override
-    partition._paused = bool(paused)
-    partition._tat = tat
-    partition._read_rules()
-    partition._order = order  # which follows the rules' once it is empty
-    return partition
-
-
-def _restore_ticket(declaration: Declaration, partition: Partition, row: list[Any]) -> None:
-    ticket_id, state, permits, score, arrival, granted, share, tenant, label, owner = row
-    priority = 0 if partition._order == "lifo" else arrival - score
-    terms = Terms(declaration, owner, permits, None, priority, tenant, share, label)
-    ticket = new_ticket(ticket_id, terms, partition.key)
-    ticket.arrival = arrival
-    ticket.state = state
-    if state == "waiting":
-        partition.queue = partition.queue or queue_for(partition._order)
-        partition.queue.add(ticket)
-        partition.waiting += 1
-        partition._count_special(ticket, 1)
-        return
-    ticket.granted = granted
-    partition.holders.add(ticket)
-    if permits == EXCLUSIVE:
-        partition._exclusive = ticket
-    else:
-        partition.room -= permits - 1
 
 
 def _is_busy(error: sqlite3.OperationalError) -> bool:
