@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from blockbuster import BlockBuster
 from jumping import JumpingLoop, LoopClock
+from valkey_server import running_server
 
 from asyncguard import AsyncGuard
 from asyncguard.backends import memory
@@ -56,6 +57,13 @@ def _no_blocking_calls() -> Iterator[None]:
     blockbuster.functions["os.write"].can_block_in("history/_files.py", {"note"})  # one line of a file
     yield
     blockbuster.deactivate()
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    """Have a server run for all tests that need one, or use the one that ASYNCGUARD_TEST_REDIS_URL names."""
+    with running_server() as url:
+        yield url
 
 
 @pytest.fixture
