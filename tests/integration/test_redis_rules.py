@@ -297,7 +297,7 @@ def test_keys_used_once_leave_nothing_behind(server: Any) -> None:
     guarded.now += 2 * LEASE + UNIT
     assert guarded.advance().decided == []
     # Tombstones are the server's to delete, by its own clock.
-    assert {key for key in guarded.stored() if not key.startswith(":t:")} == {":g", ":r", ":p:"}
+    assert {key for key in guarded.stored() if not key.startswith(":t:")} == {":g", ":c", ":r", ":p:"}
     for name in guarded.stored():
         if name.startswith(":t:"):
             assert 0 < server.pttl(guarded.client("one").base("guard") + name) <= 2 * LEASE / TICKS * 1000 + 1

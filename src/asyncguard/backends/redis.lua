@@ -24,13 +24,14 @@
 --
 -- What is stored, after the base key:
 --
---     :g                HASH    the guard: its rules, what an operator set, statistics
+--     :g                STRING  the guard, packed: its rules, what an operator set, statistics
+--     :c                HASH    how many were refused, by reason
 --     :r                STRING  the last thousand waits and holds: a ring of pairs of doubles
 --     :k                ZSET    the keys in use, in alphabetical order
 --     :i                ZSET    those of them that nobody uses, by when they may be deleted
 --     :x                ZSET    ids of all tickets that hold or wait, by the end of their leases
 --     :t:<id>           STRING  one of these tickets, packed; or a tombstone, until it expires by itself
---     :p:<key>          HASH    a partition; the guard's own has an empty key
+--     :p:<key>          STRING  a partition, packed; the guard's own has an empty key
 --     :q:<key>          ZSET    who waits there (<arrival><id>), by their scores
 --     :l:<key>          ZSET    ids of those who wait for several permits, by how many
 --   and in fair order
@@ -57,6 +58,7 @@ local BATCH, ENOUGH = 16, 5     -- holds that move the mean, and that make the f
 local ALL = 2 ^ 40              -- permits that are held while one ticket has them all
 
 local call = redis.call
+local rules = {}                -- all functions, as each run defines them: locals would cost four times as much
 local base, operation, given, client, ring, declared = KEYS[1], unpack(ARGV, 1, 5)
 
 local now
@@ -71,50 +73,50 @@ local dead_remain = false       -- whether more leases have ended than this step
 -- === 1. Reading and writing ======================================================================
 
 -- Write a moment: `..` would round it.
-local function digits(moment)
+function rules.digits(moment)
     return string.format('%.0f', moment)
 end
 
 -- Write the beginning of a member that is to stand in the order of arrival where scores are the same.
-local function padded(arrival)
+function rules.padded(arrival)
     return string.format('%016.0f', arrival)
 end
 
-local function bad(what, expected, got)
+function rules.bad(what, expected, got)
     error({err = 'ASYNCGUARD ' .. what .. ': expected ' .. expected .. ', got ' .. tostring(got)})
 end
 
 -- Take a number that came as text; `none` is what it is where it came empty.
-local function number(what, text, none)
+function rules.number(what, text, none)
     if text == '' and none ~= nil then
         return none
     end
     local value = tonumber(text)
     if not value then
-        bad(what, 'a number', text)
+        rules.bad(what, 'a number', text)
     end
     return value
 end
 
--- Read fields of a hash into a table, numbers as such; nil where it isn't stored.
-local function read_hash(key, fields)
-    local values = call('HMGET', key, unpack(fields))
-    if not values[1] then
+-- Read what is stored at a key, packed, into a table; nil where nothing is.
+function rules.read_packed(key, fields)
+    local packed = call('GET', key)
+    if not packed then
         return nil
     end
-    local read = {}
-    for i, field in ipairs(fields) do
-        read[field] = tonumber(values[i]) or values[i]
+    local values, read = cmsgpack.unpack(packed), {}
+    for i = 1, #fields do
+        read[fields[i]] = values[i]
     end
     return read
 end
 
-local function write_hash(key, fields, table)
+function rules.pack(fields, read)
     local values = {}
-    for i, field in ipairs(fields) do
-        values[2 * i - 1], values[2 * i] = field, table[field]
+    for i = 1, #fields do
+        values[i] = read[fields[i]]
     end
-    call('HSET', key, unpack(values))
+    return cmsgpack.pack(values)
 end
 
 local TICKET = {
@@ -122,16 +124,12 @@ local TICKET = {
     'owner',
 }
 
-local function write_ticket(ticket)
-    local values = {}
-    for i, field in ipairs(TICKET) do
-        values[i] = ticket[field]
-    end
-    call('SET', base .. ':t:' .. ticket.id, cmsgpack.pack(values))
+function rules.write_ticket(ticket)
+    call('SET', base .. ':t:' .. ticket.id, rules.pack(TICKET, ticket))
 end
 
 -- Read a ticket that holds or waits; else nil, and its tombstone {until, state, reason, row} if there is one.
-local function read_ticket(id)
+function rules.read_ticket(id)
     local packed = call('GET', base .. ':t:' .. id)
     if not packed then
         return nil
@@ -141,25 +139,26 @@ local function read_ticket(id)
         return nil, values[1] > now and values or nil
     end
     local ticket = {id = id}
-    for i, field in ipairs(TICKET) do
-        ticket[field] = values[i]
+    for i = 1, #TICKET do
+        ticket[TICKET[i]] = values[i]
     end
     return ticket
 end
 
 -- Write what was decided about a ticket, for its client.
-local function row_of(ticket)
+function rules.row_of(ticket)
     local outlook = ticket.outlook or {}
     return cjson.encode({
-        ticket.id, ticket.state, digits(ticket.arrival or 0), digits(ticket.granted or 0), digits(ticket.ended or 0),
+        ticket.id, ticket.state, rules.digits(ticket.arrival or 0), rules.digits(ticket.granted or 0),
+        rules.digits(ticket.ended or 0),
         ticket.reason or '', outlook.wait and string.format('%.17g', outlook.wait) or '',
-        outlook.limit and digits(outlook.waiting) or '', outlook.limit and digits(outlook.limit) or '',
+        outlook.limit and rules.digits(outlook.waiting) or '', outlook.limit and rules.digits(outlook.limit) or '',
     })
 end
 
 -- Note that a step decided upon a ticket that it wasn't called for.
-local function decide(ticket)
-    local row = row_of(ticket)
+function rules.decide(ticket)
+    local row = rules.row_of(ticket)
     local whose = string.match(ticket.id, '^[^.]*')
     decided[#decided + 1] = row
     if whose ~= client then
@@ -190,9 +189,9 @@ local PARTITION = {
     'virtual',                  -- fair order's V
 }
 
-local function adopt(rules)
-    local revision, limit, max_waiting, order, max_keys, rate, pace = unpack(cjson.decode(rules), 1, 7)
-    guard.declared, guard.revision, guard.limit, guard.order = rules, revision, limit, order
+function rules.adopt(declaration)
+    local revision, limit, max_waiting, order, max_keys, rate, pace = unpack(cjson.decode(declaration), 1, 7)
+    guard.declared, guard.revision, guard.limit, guard.order = declaration, revision, limit, order
     guard.max_keys = max_keys
     guard.max_waiting = max_waiting == cjson.null and '' or max_waiting
     guard.pace = pace == cjson.null and '' or pace
@@ -201,57 +200,57 @@ local function adopt(rules)
     guard.changed = true
 end
 
-local function limit_of(p)
+function rules.limit_of(p)
     if p.override ~= '' then
         return p.override
     end
     return guard.override ~= '' and guard.override or guard.limit
 end
 
-local function is_shut(p)
+function rules.is_shut(p)
     return p.paused == 1 or guard.paused == 1
 end
 
 -- The moment before which the pace lets nobody in behind `position` others; 0: no pace.
-local function opening(p, position)
+function rules.opening(p, position)
     return guard.pace == '' and 0 or p.tat - (guard.burst - 1) * guard.pace + position * guard.pace
 end
 
-local function has_room(p, permits)
+function rules.has_room(p, permits)
     if permits == 0 then
         return p.holders == 0
     end
-    return p.held + permits <= limit_of(p)
+    return p.held + permits <= rules.limit_of(p)
 end
 
-local function fits(p, permits)
-    return not is_shut(p) and opening(p, 0) <= now and has_room(p, permits)
+function rules.fits(p, permits)
+    return not rules.is_shut(p) and rules.opening(p, 0) <= now and rules.has_room(p, permits)
 end
 
 -- The line in which a ticket waits.
-local function line_of(p, tenant)
+function rules.line_of(p, tenant)
     return base .. ':q:' .. p.key .. (p.order == 'fair' and ':' .. tenant or '')
 end
 
-local function place_of(ticket)
-    return padded(ticket.arrival) .. ticket.id
+function rules.place_of(ticket)
+    return rules.padded(ticket.arrival) .. ticket.id
 end
 
-local function delete_keys(key)
+function rules.delete_keys(key)
     call('DEL', base .. ':p:' .. key, base .. ':f:' .. key, base .. ':b:' .. key)
 end
 
 -- Delete a partition of which nothing would be missed; that tokens grow on is seen to by the floor.
-local function delete_partition(key, idle)
+function rules.delete_partition(key, idle)
     call('ZREM', base .. ':i', key)
     call('ZREM', base .. ':k', key)
-    delete_keys(key)
+    rules.delete_keys(key)
     guard.floor = math.max(guard.floor, idle)
     guard.changed = true
 end
 
 -- Follow the guard's order, which changes only where nobody holds or waits.
-local function reorder(p)
+function rules.reorder(p)
     if p.order ~= guard.order and p.holders == 0 and p.waiting == 0 then
         if p.order == 'fair' then
             call('DEL', base .. ':f:' .. p.key, base .. ':b:' .. p.key)
@@ -260,33 +259,31 @@ local function reorder(p)
     end
 end
 
-local settle
-
 -- Look at a partition, if it is there.
-local function find_partition(key)
+function rules.find_partition(key)
     local p = partitions[key]
     if p then
         return p
     end
-    p = read_hash(base .. ':p:' .. key, PARTITION)
+    p = rules.read_packed(base .. ':p:' .. key, PARTITION)
     if not p then
         return nil
     end
     if p.idle ~= '' and p.idle <= now then
-        delete_partition(key, p.idle)
+        rules.delete_partition(key, p.idle)
         return nil
     end
     p.key, p.stored = key, true
     partitions[key] = p
     if p.version ~= guard.version then
-        settle(p)
+        rules.settle(p)
     end
     return p
 end
 
 -- Find or make a partition; nil where too many keys are in use, unless it is made in any case.
-local function open_partition(key, always)
-    local p = find_partition(key)
+function rules.open_partition(key, always)
+    local p = rules.find_partition(key)
     if p then
         return p
     end
@@ -306,15 +303,15 @@ local function open_partition(key, always)
 end
 
 -- Delete the partition of a key once nothing about it would be missed.
-local function retire(p)
+function rules.retire(p)
     local idle = ''
     if p.key ~= '' and p.holders == 0 and p.waiting == 0 and p.paused == 0 and p.override == '' then
         idle = math.max(p.tat, p.next_grant, p.buried, now)
         if idle <= now then
             if p.stored then
-                delete_partition(p.key, idle)
+                rules.delete_partition(p.key, idle)
             else
-                delete_keys(p.key)
+                rules.delete_keys(p.key)
             end
             p.changed = false
             return
@@ -330,7 +327,7 @@ local function retire(p)
     end
 end
 
-local function delete_some_idle(most)
+function rules.delete_some_idle(most)
     local first = call('ZRANGE', base .. ':i', 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) > now then
         return
@@ -338,7 +335,7 @@ local function delete_some_idle(most)
     local idle = call('ZRANGEBYSCORE', base .. ':i', '-inf', now, 'WITHSCORES', 'LIMIT', 0, most)
     for i = 1, #idle, 2 do
         if not partitions[idle[i]] then
-            delete_partition(idle[i], tonumber(idle[i + 1]))
+            rules.delete_partition(idle[i], tonumber(idle[i + 1]))
         end
     end
     return #idle == 2 * most
@@ -349,7 +346,7 @@ end
 
 local TENANT = {'tag', 'advanced', 'share', 'holding', 'waiting', 'born', 'placed', 'first', 'last'}
 
-local function unpack_tenant(name, packed)
+function rules.unpack_tenant(name, packed)
     local values = cmsgpack.unpack(packed)
     local tenant = {name = name}
     for i, field in ipairs(TENANT) do
@@ -358,23 +355,23 @@ local function unpack_tenant(name, packed)
     return tenant
 end
 
-local function read_tenant(p, name)
+function rules.read_tenant(p, name)
     local packed = call('HGET', base .. ':f:' .. p.key, name)
-    return packed and unpack_tenant(name, packed)
+    return packed and rules.unpack_tenant(name, packed)
 end
 
 -- `_place`: put a tenant where it now stands among those that wait, or those that owe, and store it.
-local function place_tenant(p, tenant)
+function rules.place_tenant(p, tenant)
     local turns, weights, debts = base .. ':n:' .. p.key, base .. ':w:' .. p.key, base .. ':b:' .. p.key
     if tenant.placed == 'turn' then
         call('ZREM', turns, tenant.first .. tenant.name)
         call('ZREM', weights, tenant.last .. tenant.name)
     elseif tenant.placed == 'debt' then
-        call('ZREM', debts, padded(tenant.born) .. tenant.name)
+        call('ZREM', debts, rules.padded(tenant.born) .. tenant.name)
     end
     tenant.placed = ''
     if tenant.waiting > 0 then
-        local line = line_of(p, tenant.name)
+        local line = rules.line_of(p, tenant.name)
         tenant.placed = 'turn'
         tenant.first = string.sub(call('ZRANGE', line, 0, 0)[1], 1, 16)
         tenant.last = string.sub(call('ZRANGE', line, -1, -1)[1], 1, 16)
@@ -382,17 +379,13 @@ local function place_tenant(p, tenant)
         call('ZADD', weights, tenant.waiting / tenant.share, tenant.last .. tenant.name)
     elseif tenant.holding == 0 then
         tenant.placed = 'debt'
-        call('ZADD', debts, tenant.tag, padded(tenant.born) .. tenant.name)
+        call('ZADD', debts, tenant.tag, rules.padded(tenant.born) .. tenant.name)
     end
-    local values = {}
-    for i, field in ipairs(TENANT) do
-        values[i] = tenant[field]
-    end
-    call('HSET', base .. ':f:' .. p.key, tenant.name, cmsgpack.pack(values))
+    call('HSET', base .. ':f:' .. p.key, tenant.name, rules.pack(TENANT, tenant))
 end
 
 -- `_forgive`: forget the debtors whose tag is behind V; where they are many, V goes after them.
-local function forgive(p)
+function rules.forgive(p)
     local debts = base .. ':b:' .. p.key
     for _ = 1, SOME do
         local first = call('ZRANGE', debts, 0, 0, 'WITHSCORES')
@@ -410,9 +403,9 @@ local function forgive(p)
 end
 
 -- `FairQueue.add`: a tenant that becomes active starts at V or above.
-local function join_turns(p, ticket)
-    forgive(p)
-    local tenant = read_tenant(p, ticket.tenant)
+function rules.join_turns(p, ticket)
+    rules.forgive(p)
+    local tenant = rules.read_tenant(p, ticket.tenant)
     if not tenant then
         tenant = {
             name = ticket.tenant, tag = p.virtual, advanced = 0, holding = 0, waiting = 0, born = ticket.arrival,
@@ -423,55 +416,55 @@ local function join_turns(p, ticket)
     end
     tenant.share = ticket.share
     tenant.waiting = tenant.waiting + 1
-    place_tenant(p, tenant)
+    rules.place_tenant(p, tenant)
 end
 
-local function cost_of(p, ticket, duration)
-    return (ticket.permits == 0 and limit_of(p) or ticket.permits) * duration
+function rules.cost_of(p, ticket, duration)
+    return (ticket.permits == 0 and rules.limit_of(p) or ticket.permits) * duration
 end
 
 -- `FairQueue.granted`: charge what the hold is expected to cost; V leaves out what is only expected.
-local function charge(p, ticket)
-    local tenant = read_tenant(p, ticket.tenant)
+function rules.charge(p, ticket)
+    local tenant = rules.read_tenant(p, ticket.tenant)
     p.virtual = math.max(p.virtual, tenant.tag - tenant.advanced)
-    ticket.charged = cost_of(p, ticket, guard.mean) / tenant.share
+    ticket.charged = rules.cost_of(p, ticket, guard.mean) / tenant.share
     tenant.tag = tenant.tag + ticket.charged
     tenant.advanced = tenant.advanced + ticket.charged
     tenant.holding = tenant.holding + 1
-    forgive(p)
+    rules.forgive(p)
     return tenant
 end
 
 -- `FairQueue.released`: correct that to what it did cost.
-local function correct(p, ticket)
-    local tenant = read_tenant(p, ticket.tenant)
-    local cost = cost_of(p, ticket, math.max(0, now - ticket.granted) * 1000)
+function rules.correct(p, ticket)
+    local tenant = rules.read_tenant(p, ticket.tenant)
+    local cost = rules.cost_of(p, ticket, math.max(0, now - ticket.granted) * 1000)
     tenant.tag = tenant.tag + (cost / tenant.share - ticket.charged)
     tenant.holding = tenant.holding - 1
     tenant.advanced = tenant.holding > 0 and tenant.advanced - ticket.charged or 0
-    place_tenant(p, tenant)
-    forgive(p)
+    rules.place_tenant(p, tenant)
+    rules.forgive(p)
 end
 
 -- === 4. The estimate =============================================================================
 
 -- The permits that `position` waiting tickets ask for, if they ask for what all do on average.
-local function ahead_of(p, position)
+function rules.ahead_of(p, position)
     if p.waiting == 0 then
         return 0
     end
-    return position * (1 + (p.beyond + p.exclusive * (limit_of(p) - 1)) / p.waiting)
+    return position * (1 + (p.beyond + p.exclusive * (rules.limit_of(p) - 1)) / p.waiting)
 end
 
 -- Nanoseconds that one for so many permits would wait behind `position` others; nil: too little is known.
 -- ((permits ahead + those it asks for beyond one) * mean hold + what is left of the holders') / limit, and never
 -- before the pace lets it in: docs/decisions/0003-estimate.md.
-local function foresee(p, position, permits)
-    if is_shut(p) then
+function rules.foresee(p, position, permits)
+    if rules.is_shut(p) then
         return nil
     end
-    local paced = (opening(p, position) - now) * 1000
-    local mean, limit = guard.mean, limit_of(p)
+    local paced = (rules.opening(p, position) - now) * 1000
+    local mean, limit = guard.mean, rules.limit_of(p)
     if mean == 0 then
         return paced > 0 and paced or nil
     end
@@ -482,22 +475,22 @@ local function foresee(p, position, permits)
         left = math.max(0, mean - (now - p.since) * 1000 + p.since_then * 1000 / p.holders)
     end
     local wanted = (permits == 0 and limit or permits) - 1
-    return math.max(((ahead_of(p, position) + wanted) * mean + left) / limit, paced)
+    return math.max(((rules.ahead_of(p, position) + wanted) * mean + left) / limit, paced)
 end
 
 -- What a ticket meets that enters now, for one permit.
-local function outlook_of(p)
-    local outlook = {waiting = p.waiting, limit = limit_of(p)}
-    if p.waiting == 0 and p.held < outlook.limit and not is_shut(p) then
-        outlook.wait = math.max(0, (opening(p, 0) - now) * 1000)
+function rules.outlook_of(p)
+    local outlook = {waiting = p.waiting, limit = rules.limit_of(p)}
+    if p.waiting == 0 and p.held < outlook.limit and not rules.is_shut(p) then
+        outlook.wait = math.max(0, (rules.opening(p, 0) - now) * 1000)
     else
-        outlook.wait = foresee(p, p.order == 'lifo' and 0 or p.waiting, 1)
+        outlook.wait = rules.foresee(p, p.order == 'lifo' and 0 or p.waiting, 1)
     end
     return outlook
 end
 
 -- Round to the even, as Python does.
-local function round(value)
+function rules.round(value)
     local floor = math.floor(value)
     if value - floor > 0.5 or (value - floor == 0.5 and floor % 2 == 1) then
         return floor + 1
@@ -506,15 +499,15 @@ local function round(value)
 end
 
 -- About how many tickets will be granted before one that waits.
-local function position_of(p, ticket)
+function rules.position_of(p, ticket)
     if p.order == 'lifo' then
         return 0
     end
-    local rank = call('ZRANK', line_of(p, ticket.tenant), place_of(ticket))
+    local rank = call('ZRANK', rules.line_of(p, ticket.tenant), rules.place_of(ticket))
     if p.order == 'fifo' then
         return rank
     end
-    local tenant = read_tenant(p, ticket.tenant)
+    local tenant = rules.read_tenant(p, ticket.tenant)
     local turns = base .. ':n:' .. p.key
     local turn = call('ZRANK', turns, tenant.first .. tenant.name)
     local some = call('ZRANGE', turns, 0, SOME - 1)
@@ -526,25 +519,25 @@ local function position_of(p, ticket)
     for i, name in ipairs(some) do
         if name ~= tenant.name then
             -- For each turn of this tenant another has as many as its share says.
-            local other = unpack_tenant(name, packed[i])
+            local other = rules.unpack_tenant(name, packed[i])
             local theirs = math.ceil((rank + 1) * other.share / tenant.share) - (i - 1 > turn and 1 or 0)
             ahead = ahead + math.min(other.waiting, theirs)
             seen = seen + 1
         end
     end
     local others = seen > 0 and ahead * (call('ZCARD', turns) - 1) / seen or 0
-    return math.min(round(others) + rank, p.waiting - 1)
+    return math.min(rules.round(others) + rank, p.waiting - 1)
 end
 
 -- === 5. The effects ==============================================================================
 
 -- Have an id that ended refused for two leases, with this reason. The server deletes the tombstone by itself.
-local function bury(p, ticket, reason)
+function rules.bury(p, ticket, reason)
     local ends = now + 2 * ticket.lease
     local known = ticket.state == 'refused' or ticket.state == 'lost'
     call(
         'SET', base .. ':t:' .. ticket.id,
-        cmsgpack.pack({ends, ticket.state, reason, known and row_of(ticket) or ''}),
+        cmsgpack.pack({ends, ticket.state, reason, known and rules.row_of(ticket) or ''}),
         'PX', math.ceil(2 * ticket.lease / 1000) + 1
     )
     if p then
@@ -552,13 +545,13 @@ local function bury(p, ticket, reason)
     end
 end
 
-local function refuse(p, ticket, reason)
+function rules.refuse(p, ticket, reason)
     ticket.state, ticket.reason = 'refused', reason
-    ticket.outlook = outlook_of(p)
-    call('HINCRBY', base .. ':g', 'refused:' .. reason, 1)
+    ticket.outlook = rules.outlook_of(p)
+    call('HINCRBY', base .. ':c', reason, 1)
 end
 
-local function count_waiting(p, ticket, sign)
+function rules.count_waiting(p, ticket, sign)
     p.waiting = p.waiting + sign
     p.changed = true
     if ticket.permits == 0 then
@@ -575,7 +568,7 @@ end
 
 -- Date an arrival: no two are the same, but that who had entered before the server lost its data comes again with
 -- the date that it was given then, and so keeps its place.
-local function stamp_arrival(p, ticket)
+function rules.stamp_arrival(p, ticket)
     if ticket.since and ticket.since < now then
         ticket.arrival = ticket.since
     else
@@ -584,43 +577,43 @@ local function stamp_arrival(p, ticket)
     end
 end
 
-local function enqueue(p, ticket)
-    reorder(p)
-    stamp_arrival(p, ticket)
+function rules.enqueue(p, ticket)
+    rules.reorder(p)
+    rules.stamp_arrival(p, ticket)
     ticket.state = 'waiting'
     local score = p.order == 'lifo' and -ticket.arrival or ticket.arrival - ticket.priority
-    call('ZADD', line_of(p, ticket.tenant), score, place_of(ticket))
+    call('ZADD', rules.line_of(p, ticket.tenant), score, rules.place_of(ticket))
     if p.order == 'fair' then
-        join_turns(p, ticket)
+        rules.join_turns(p, ticket)
     end
-    count_waiting(p, ticket, 1)
+    rules.count_waiting(p, ticket, 1)
 end
 
 -- Take a ticket out of the queue; `tenant` is its tenant where that isn't stored yet.
-local function dequeue(p, ticket, tenant)
-    call('ZREM', line_of(p, ticket.tenant), place_of(ticket))
+function rules.dequeue(p, ticket, tenant)
+    call('ZREM', rules.line_of(p, ticket.tenant), rules.place_of(ticket))
     if p.order == 'fair' then
-        tenant = tenant or read_tenant(p, ticket.tenant)
+        tenant = tenant or rules.read_tenant(p, ticket.tenant)
         tenant.waiting = tenant.waiting - 1
-        place_tenant(p, tenant)
+        rules.place_tenant(p, tenant)
     end
-    count_waiting(p, ticket, -1)
+    rules.count_waiting(p, ticket, -1)
 end
 
 -- Take a waiting ticket out altogether.
-local function withdraw(p, ticket)
+function rules.withdraw(p, ticket)
     call('ZREM', base .. ':x', ticket.id)
-    dequeue(p, ticket)
+    rules.dequeue(p, ticket)
 end
 
-local function turn_away(p, ticket, reason)
-    withdraw(p, ticket)
-    refuse(p, ticket, reason)
-    bury(p, ticket, reason)
+function rules.turn_away(p, ticket, reason)
+    rules.withdraw(p, ticket)
+    rules.refuse(p, ticket, reason)
+    rules.bury(p, ticket, reason)
 end
 
 -- Have a ticket hold; it is given a microsecond of its own, which is its token.
-local function grant(p, ticket)
+function rules.grant(p, ticket)
     local granted = math.max(now, p.next_grant)
     p.next_grant = granted + 1
     ticket.granted, ticket.state = granted, 'held'
@@ -639,7 +632,7 @@ end
 
 -- Count a ticket that holds no more. What was broken off says nothing of how long work takes; what took place
 -- took a nanosecond at least, as a mean of 0 says that none was seen.
-local function count_hold(ticket, finished)
+function rules.count_hold(ticket, finished)
     guard.ended = guard.ended + 1
     guard.changed = true
     if not finished then
@@ -658,7 +651,7 @@ local function count_hold(ticket, finished)
     end
 end
 
-local function release(p, ticket, finished)
+function rules.release(p, ticket, finished)
     call('ZREM', base .. ':x', ticket.id)
     ticket.ended = now
     p.holders = p.holders - 1
@@ -666,59 +659,59 @@ local function release(p, ticket, finished)
     p.since_then = p.since_then - ticket.granted + p.since
     p.changed = true
     if p.order == 'fair' then
-        correct(p, ticket)
+        rules.correct(p, ticket)
     end
     if ticket.permits == 0 then
-        reorder(p)
+        rules.reorder(p)
     end
-    count_hold(ticket, finished)
+    rules.count_hold(ticket, finished)
 end
 
 -- Drop a ticket whose lease has ended.
-local function expire(p, ticket)
+function rules.expire(p, ticket)
     if ticket.state == 'held' then
-        release(p, ticket, false)
+        rules.release(p, ticket, false)
     else
-        withdraw(p, ticket)
+        rules.withdraw(p, ticket)
     end
     ticket.state = 'lost'
-    bury(p, ticket, 'superseded')
-    decide(ticket)
+    rules.bury(p, ticket, 'superseded')
+    rules.decide(ticket)
 end
 
-local function has_ended(id)
+function rules.has_ended(id)
     local ends = call('ZSCORE', base .. ':x', id)
     return not ends or tonumber(ends) <= now
 end
 
 -- The ticket that is granted next.
-local function first_of(p)
+function rules.first_of(p)
     local line = base .. ':q:' .. p.key
     if p.order == 'fair' then
         line = line .. ':' .. string.sub(call('ZRANGE', base .. ':n:' .. p.key, 0, 0)[1], 17)
     end
-    return read_ticket(string.sub(call('ZRANGE', line, 0, 0)[1], 17))
+    return rules.read_ticket(string.sub(call('ZRANGE', line, 0, 0)[1], 17))
 end
 
 -- Grant in order while permits are free. `own` is the ticket whose caller reads it in the answer.
-local function advance(p, own)
-    while p.waiting > 0 and p.held < limit_of(p) and not is_shut(p) and opening(p, 0) <= now do
+function rules.advance(p, own)
+    while p.waiting > 0 and p.held < rules.limit_of(p) and not rules.is_shut(p) and rules.opening(p, 0) <= now do
         if grants == 0 then
             more[#more + 1] = {'advance', p.key}
             return
         end
-        local ticket = first_of(p)
+        local ticket = rules.first_of(p)
         if own and ticket.id == own.id then
             ticket = own
         end
-        if dead_remain and ticket ~= own and has_ended(ticket.id) then
-            expire(p, ticket)
-        elseif has_room(p, ticket.permits) then
-            grant(p, ticket)
-            dequeue(p, ticket, p.order == 'fair' and charge(p, ticket))
-            write_ticket(ticket)
+        if dead_remain and ticket ~= own and rules.has_ended(ticket.id) then
+            rules.expire(p, ticket)
+        elseif rules.has_room(p, ticket.permits) then
+            rules.grant(p, ticket)
+            rules.dequeue(p, ticket, p.order == 'fair' and rules.charge(p, ticket))
+            rules.write_ticket(ticket)
             if ticket ~= own then
-                decide(ticket)
+                rules.decide(ticket)
             end
         else
             return
@@ -728,16 +721,17 @@ local function advance(p, own)
 end
 
 -- Follow a change of the rules: refuse what can't fit any more, grant what now can.
-function settle(p)
-    reorder(p)
+function rules.settle(p)
+    rules.reorder(p)
     p.tat = guard.pace == '' and 0 or math.min(p.tat, now + guard.burst * guard.pace)
     p.version, p.changed = guard.version, true
     if p.beyond > 0 then
         local large = call(
-            'ZRANGEBYSCORE', base .. ':l:' .. p.key, '(' .. digits(limit_of(p)), '+inf', 'LIMIT', 0, MOST_GRANTS
+            'ZRANGEBYSCORE', base .. ':l:' .. p.key, '(' .. rules.digits(rules.limit_of(p)), '+inf',
+            'LIMIT', 0, MOST_GRANTS
         )
         for i, id in ipairs(large) do
-            large[i] = read_ticket(id)
+            large[i] = rules.read_ticket(id)
         end
         table.sort(large, function(one, other)
             local a = p.order == 'lifo' and -one.arrival or one.arrival - one.priority
@@ -745,21 +739,21 @@ function settle(p)
             return a < b or (a == b and one.arrival < other.arrival)
         end)
         for _, ticket in ipairs(large) do
-            turn_away(p, ticket, 'too_large')
-            decide(ticket)
+            rules.turn_away(p, ticket, 'too_large')
+            rules.decide(ticket)
         end
         if #large == MOST_GRANTS then
             p.version = -1
             more[#more + 1] = {'advance', p.key}
         end
     end
-    advance(p)
+    rules.advance(p)
 end
 
 -- === 6. What each step begins and ends with ======================================================
 
 -- Drop what has expired in the whole guard, and pass on what it held.
-local function sweep()
+function rules.sweep()
     local first = call('ZRANGE', base .. ':x', 0, 0, 'WITHSCORES')
     if not first[1] or tonumber(first[2]) > now then
         return
@@ -771,7 +765,7 @@ local function sweep()
     end
     local tickets = {}
     for i = 1, #ended, 2 do
-        local ticket = read_ticket(ended[i])
+        local ticket = rules.read_ticket(ended[i])
         ticket.expires = tonumber(ended[i + 1])
         tickets[#tickets + 1] = ticket
     end
@@ -780,52 +774,52 @@ local function sweep()
     end)
     local moved = {}
     for _, ticket in ipairs(tickets) do
-        local p = find_partition(ticket.key)
-        expire(p, ticket)
+        local p = rules.find_partition(ticket.key)
+        rules.expire(p, ticket)
         moved[p.key] = p
     end
     for _, p in pairs(moved) do
-        advance(p)
+        rules.advance(p)
     end
 end
 
 -- The guard's own partition, and those of some keys after `cursor`; a guard may have many.
-local function some_partitions(cursor)
+function rules.some_partitions(cursor)
     local keys = call('ZRANGEBYLEX', base .. ':k', '(' .. cursor, '+', 'LIMIT', 0, MOST_PARTITIONS)
     if #keys == MOST_PARTITIONS then
         more[#more + 1] = {'settle', keys[#keys]}
     end
     local found = {}
     if cursor == '' then
-        found[1] = find_partition('')
+        found[1] = rules.find_partition('')
     end
     for _, key in ipairs(keys) do
-        found[#found + 1] = find_partition(key)
+        found[#found + 1] = rules.find_partition(key)
     end
     return found
 end
 
 -- Change what stands for all keys. What is due before is granted; then some partitions follow at once, and the
 -- others as soon as they are looked at: `more` says that they are to be.
-local function change_all(change)
-    local some = some_partitions('')
+function rules.change_all(change)
+    local some = rules.some_partitions('')
     for _, p in ipairs(some) do
-        advance(p)
+        rules.advance(p)
     end
     change()
     for _, p in ipairs(some) do
-        settle(p)
+        rules.settle(p)
     end
 end
 
-local function read_guard()
-    guard = read_hash(base .. ':g', GUARD)
+function rules.read_guard()
+    guard = rules.read_packed(base .. ':g', GUARD)
     if not guard then
         guard = {
             override = '', paused = 0, version = 0, floor = 0, seen = now, ahead = 0, ended = 0, finished = 0,
             batch = 0, batch_ns = 0, mean = 0,
         }
-        adopt(declared)
+        rules.adopt(declared)
     end
     -- Where the server's clock was set back the guard's goes on: no lease gets longer, no pace stands still.
     now = now + guard.ahead
@@ -835,64 +829,65 @@ local function read_guard()
 end
 
 -- Note what time it is, and let the server's clock catch up with the guard's: by half a percent, which leases bear.
-local function note_time()
+function rules.note_time()
     if now - guard.seen > 1000000 or guard.changed then
         guard.ahead = math.max(0, guard.ahead - math.floor((now - guard.seen) / 200))
         guard.seen, guard.changed = now, true
     end
 end
 
-local function begin(force)
-    read_guard()
-    sweep()
+function rules.begin(force)
+    rules.read_guard()
+    rules.sweep()
     if guard.declared ~= declared and (force or cjson.decode(declared)[1] > guard.revision) then
-        change_all(function() adopt(declared) end)
+        rules.change_all(function() rules.adopt(declared) end)
     end
 end
 
-local function note_due(moment)
+function rules.note_due(moment)
     if moment > now and (not due or moment < due) then
         due = moment
     end
 end
 
 -- When time next ends a lease: asked for by those who wait, and so may have to see to it.
-local function note_first_lease()
+function rules.note_first_lease()
     local first = call('ZRANGE', base .. ':x', 0, 0, 'WITHSCORES')
     if first[1] then
-        note_due(tonumber(first[2]))
+        rules.note_due(tonumber(first[2]))
     end
 end
 
-local function finish(rows)
+function rules.finish(rows)
     for key, p in pairs(partitions) do
-        retire(p)
-        if p.waiting > 0 and not is_shut(p) then
-            note_due(opening(p, 0))
+        rules.retire(p)
+        if p.waiting > 0 and not rules.is_shut(p) then
+            rules.note_due(rules.opening(p, 0))
         end
         if p.changed then
-            write_hash(base .. ':p:' .. key, PARTITION, p)
+            call('SET', base .. ':p:' .. key, rules.pack(PARTITION, p))
             if not p.stored and key ~= '' then
                 call('ZADD', base .. ':k', 0, key)
             end
         end
     end
-    note_time()
+    rules.note_time()
     if guard.changed then
-        write_hash(base .. ':g', GUARD, guard)
+        call('SET', base .. ':g', rules.pack(GUARD, guard))
     end
     for whose, news in pairs(told) do
         call(ring, base .. ':c:' .. whose, '[' .. table.concat(news, ',') .. ']')
     end
     return {
-        more, due and digits(due) or '', guard.declared ~= declared and guard.declared or '', rows or {}, decided,
+        more, due and rules.digits(due) or '', guard.declared ~= declared and guard.declared or '', rows or {},
+        decided,
     }
 end
 
 -- === 7. Enter ====================================================================================
 
 -- Whom a full queue refuses: the id.
-local function surplus_of(p, ticket)
+function rules.surplus_of(p, ticket)
     if p.order == 'fifo' then
         return ticket.id
     end
@@ -903,252 +898,253 @@ local function surplus_of(p, ticket)
     return string.sub(call('ZRANGE', line, -1, -1)[1], 17)
 end
 
-local function is_hopeless(p, ticket, patience, within)
-    local wait = foresee(p, position_of(p, ticket), ticket.permits)
+function rules.is_hopeless(p, ticket, patience, within)
+    local wait = rules.foresee(p, rules.position_of(p, ticket), ticket.permits)
     return wait and (wait > patience or (within and wait + guard.mean > within))
 end
 
 -- `refuse_at_the_door`: refuse a ticket that has just been queued, or another in its place, if it had better
 -- not wait. One probe waiter is always let in.
-local function judge(p, ticket, patience, within)
+function rules.judge(p, ticket, patience, within)
     local surplus
     if guard.max_waiting ~= '' and p.waiting > guard.max_waiting then
-        surplus = surplus_of(p, ticket)
+        surplus = rules.surplus_of(p, ticket)
     end
     if surplus == ticket.id then
-        turn_away(p, ticket, 'full')
+        rules.turn_away(p, ticket, 'full')
     elseif patience == 0 then
-        turn_away(p, ticket, is_shut(p) and 'paused' or 'timeout')
-    elseif patience and p.waiting > 1 and is_hopeless(p, ticket, patience, within) then
-        turn_away(p, ticket, 'hopeless')
+        rules.turn_away(p, ticket, rules.is_shut(p) and 'paused' or 'timeout')
+    elseif patience and p.waiting > 1 and rules.is_hopeless(p, ticket, patience, within) then
+        rules.turn_away(p, ticket, 'hopeless')
     elseif surplus then
-        local other = read_ticket(surplus)
-        turn_away(p, other, 'full')
-        decide(other)
-        advance(p, ticket)  -- it may have been in the way of those behind it
+        local other = rules.read_ticket(surplus)
+        rules.turn_away(p, other, 'full')
+        rules.decide(other)
+        rules.advance(p, ticket)  -- it may have been in the way of those behind it
     end
 end
 
-local function refuse_again(p, ticket, reason)
+function rules.refuse_again(p, ticket, reason)
     ticket.state, ticket.reason = 'refused', reason
-    ticket.outlook = p and outlook_of(p) or {waiting = 0, limit = limit_of({override = ''})}
+    ticket.outlook = p and rules.outlook_of(p) or {waiting = 0, limit = rules.limit_of({override = ''})}
 end
 
-local function refuse_key(ticket)
-    refuse_again(nil, ticket, 'too_many_keys')
-    call('HINCRBY', base .. ':g', 'refused:too_many_keys', 1)
+function rules.refuse_key(ticket)
+    rules.refuse_again(nil, ticket, 'too_many_keys')
+    call('HINCRBY', base .. ':c', 'too_many_keys', 1)
 end
 
 -- What the caller of an enter is answered that has its answer already; nil: it hasn't.
-local function answer_again(p, ticket)
-    local known, tombstone = read_ticket(ticket.id)
+function rules.answer_again(p, ticket)
+    local known, tombstone = rules.read_ticket(ticket.id)
     if tombstone then
-        refuse_again(p, ticket, tombstone[3])
+        rules.refuse_again(p, ticket, tombstone[3])
         known = ticket
     end
     return known
 end
 
 -- Patience and `within` are nanoseconds; an empty one is no bound.
-local function enter(
+function rules.enter(
     id, key, lease, permits, patience, priority, tenant, share, label, owner, within, waits, since
 )
     local ticket = {
-        id = id, key = key, lease = number('lease', lease), permits = number('permits', permits),
-        priority = number('priority', priority), tenant = tenant, share = number('share', share), label = label,
-        owner = owner, charged = 0, granted = 0, since = number('since', since, false),
+        id = id, key = key, lease = rules.number('lease', lease), permits = rules.number('permits', permits),
+        priority = rules.number('priority', priority), tenant = tenant, share = rules.number('share', share),
+        label = label,
+        owner = owner, charged = 0, granted = 0, since = rules.number('since', since, false),
     }
-    patience, within = number('patience', patience, false), number('within', within, false)
+    patience, within = rules.number('patience', patience, false), rules.number('within', within, false)
     if ticket.lease <= 0 then
-        bad('lease', 'microseconds above 0', lease)
+        rules.bad('lease', 'microseconds above 0', lease)
     end
-    begin()
+    rules.begin()
     if key ~= '' then
-        delete_some_idle(MOST_IDLE)
+        rules.delete_some_idle(MOST_IDLE)
     end
-    local p = open_partition(key)
+    local p = rules.open_partition(key)
     if p then
-        advance(p)
+        rules.advance(p)
     end
-    local known = answer_again(p, ticket)
+    local known = rules.answer_again(p, ticket)
     if known then
-        return finish({row_of(known)})
+        return rules.finish({rules.row_of(known)})
     elseif not p then
-        refuse_key(ticket)
-        return finish({row_of(ticket)})
-    elseif ticket.permits > limit_of(p) then
-        refuse(p, ticket, 'too_large')
-        bury(p, ticket, 'too_large')
-        return finish({row_of(ticket)})
+        rules.refuse_key(ticket)
+        return rules.finish({rules.row_of(ticket)})
+    elseif ticket.permits > rules.limit_of(p) then
+        rules.refuse(p, ticket, 'too_large')
+        rules.bury(p, ticket, 'too_large')
+        return rules.finish({rules.row_of(ticket)})
     end
-    if p.waiting == 0 and p.order ~= 'fair' and p.order == guard.order and fits(p, ticket.permits) then
-        stamp_arrival(p, ticket)  -- it would be queued, and granted at once
-        grant(p, ticket)
-        write_ticket(ticket)
+    if p.waiting == 0 and p.order ~= 'fair' and p.order == guard.order and rules.fits(p, ticket.permits) then
+        rules.stamp_arrival(p, ticket)  -- it would be queued, and granted at once
+        rules.grant(p, ticket)
+        rules.write_ticket(ticket)
         call('ZADD', base .. ':x', now + ticket.lease, id)
-        return finish({row_of(ticket)})
+        return rules.finish({rules.row_of(ticket)})
     end
-    enqueue(p, ticket)
-    write_ticket(ticket)
+    rules.enqueue(p, ticket)
+    rules.write_ticket(ticket)
     call('ZADD', base .. ':x', now + ticket.lease, id)
-    advance(p, ticket)
+    rules.advance(p, ticket)
     if ticket.state == 'waiting' then
         if waits == '1' then
-            judge(p, ticket, patience, within)
+            rules.judge(p, ticket, patience, within)
         else
-            withdraw(p, ticket)
+            rules.withdraw(p, ticket)
             call('DEL', base .. ':t:' .. id)
             ticket.state = 'new'
         end
     end
     if ticket.state == 'waiting' then
-        note_first_lease()
+        rules.note_first_lease()
     end
-    return finish({row_of(ticket)})
+    return rules.finish({rules.row_of(ticket)})
 end
 
 -- === 8. Leave, and what else a client does =======================================================
 
 -- Release or withdraw; idempotent. A tombstone stays, as a request to enter may come after. `reason` is why a
 -- waiting ticket gives up, where it isn't simply withdrawn; `finished` ("1"): the work ended by itself.
-local function leave(id, key, lease, reason, finished)
-    local asked = {id = id, key = key, lease = number('lease', lease), state = 'gone'}
-    begin()
-    local p = open_partition(key)
+function rules.leave(id, key, lease, reason, finished)
+    local asked = {id = id, key = key, lease = rules.number('lease', lease), state = 'gone'}
+    rules.begin()
+    local p = rules.open_partition(key)
     if p then
-        advance(p)
+        rules.advance(p)
     end
-    local ticket, tombstone = read_ticket(id)
+    local ticket, tombstone = rules.read_ticket(id)
     local row = tombstone and tombstone[4] ~= '' and tombstone[4]
     ticket = ticket or asked
     if ticket.state == 'held' then
-        release(p, ticket, finished == '1')
+        rules.release(p, ticket, finished == '1')
         ticket.state = 'released'
     elseif ticket.state == 'waiting' then
-        withdraw(p, ticket)
+        rules.withdraw(p, ticket)
         ticket.state = 'withdrawn'
         if reason ~= '' then
-            refuse(p, ticket, reason)
+            rules.refuse(p, ticket, reason)
         end
     end
-    bury(p, ticket, 'superseded')
+    rules.bury(p, ticket, 'superseded')
     if p and ticket ~= asked then
-        advance(p)
+        rules.advance(p)
     end
-    return finish({row or row_of(ticket)})
+    return rules.finish({row or rules.row_of(ticket)})
 end
 
 -- Extend the leases of those that are still here; of each that isn't, say what is known.
-local function renew(...)
+function rules.renew(...)
     local ids, rows, ends = {...}, {}, {}
-    begin()
+    rules.begin()
     for i, id in ipairs(ids) do
-        local ticket, tombstone = read_ticket(id)
+        local ticket, tombstone = rules.read_ticket(id)
         if ticket then
             ends[#ends + 1] = now + ticket.lease
             ends[#ends + 1] = id
         end
-        rows[i] = ticket and row_of(ticket) or tombstone and tombstone[4] ~= '' and tombstone[4]
-            or row_of({id = id, state = 'gone'})
+        rows[i] = ticket and rules.row_of(ticket) or tombstone and tombstone[4] ~= '' and tombstone[4]
+            or rules.row_of({id = id, state = 'gone'})
     end
     if #ends > 0 then
         call('ZADD', base .. ':x', unpack(ends))
     end
-    note_first_lease()
-    return finish(rows)
+    rules.note_first_lease()
+    return rules.finish(rows)
 end
 
 -- === 9. What time brings, and what operators do ==================================================
 
 -- Advance the partitions of these keys, and see to what time has ended in the whole guard.
-local function advance_some(...)
-    begin()
-    if delete_some_idle(MOST_EXPIRED) then
+function rules.advance_some(...)
+    rules.begin()
+    if rules.delete_some_idle(MOST_EXPIRED) then
         more[#more + 1] = {'advance'}
     end
     for _, key in ipairs({...}) do
-        local p = find_partition(key)
+        local p = rules.find_partition(key)
         if p then
-            advance(p)
+            rules.advance(p)
         end
     end
-    note_first_lease()
-    return finish()
+    rules.note_first_lease()
+    return rules.finish()
 end
 
-local function settle_some(cursor)
-    begin()
-    some_partitions(cursor)
-    return finish()
+function rules.settle_some(cursor)
+    rules.begin()
+    rules.some_partitions(cursor)
+    return rules.finish()
 end
 
 -- Take a ticket out, waiting or held, as it is; what was due besides is granted after.
-local function evict(id)
-    begin()
-    local ticket = read_ticket(id)
+function rules.evict(id)
+    rules.begin()
+    local ticket = rules.read_ticket(id)
     if not ticket then
-        return finish()
+        return rules.finish()
     end
-    local p = find_partition(ticket.key)
+    local p = rules.find_partition(ticket.key)
     if ticket.state == 'held' then
-        release(p, ticket, false)
+        rules.release(p, ticket, false)
         ticket.state = 'lost'
-        bury(p, ticket, 'evicted')
+        rules.bury(p, ticket, 'evicted')
     else
-        turn_away(p, ticket, 'evicted')
+        rules.turn_away(p, ticket, 'evicted')
     end
-    decide(ticket)
-    advance(p)
-    return finish({row_of(ticket)})
+    rules.decide(ticket)
+    rules.advance(p)
+    return rules.finish({rules.row_of(ticket)})
 end
 
 -- An operator's limit ("": none, "keep": as it is) and pause, for one key or, with none, for all.
-local function configure(key, limit, paused)
+function rules.configure(key, limit, paused)
     if limit ~= 'keep' then
-        limit = number('limit', limit, '')
+        limit = rules.number('limit', limit, '')
     end
     local function set(what)
         what.override = limit == 'keep' and what.override or limit
         what.paused = paused == 'keep' and what.paused or tonumber(paused)
         what.changed = true
     end
-    begin()
+    rules.begin()
     if key == '' then
-        change_all(function()
+        rules.change_all(function()
             set(guard)
             guard.version = guard.version + 1
         end)
     else
-        local p = open_partition(key, true)
-        advance(p)
+        local p = rules.open_partition(key, true)
+        rules.advance(p)
         set(p)
-        settle(p)
+        rules.settle(p)
     end
-    return finish()
+    return rules.finish()
 end
 
-local function declare(force)
-    begin(force == '1')
-    return finish()
+function rules.declare(force)
+    rules.begin(force == '1')
+    return rules.finish()
 end
 
 -- All that is stored of a guard, or of one key, to be pictured by whoever asked; nothing is changed.
-local function inspect(which)
+function rules.inspect(which)
     local found, tickets, tenants = {}, {}, {}
-    read_guard()
+    rules.read_guard()
     local keys = which == '*' and call('ZRANGE', base .. ':k', 0, -1) or {which}
     if which == '*' then
         table.insert(keys, 1, '')
     end
     local wanted = {}
     for _, key in ipairs(keys) do
-        local p = read_hash(base .. ':p:' .. key, PARTITION)
+        local p = rules.read_packed(base .. ':p:' .. key, PARTITION)
         if p and (p.idle == '' or p.idle > now) then
             p.key, wanted[key] = key, true
-            found[#found + 1] = {key, p.order, tostring(p.override), tostring(p.paused), digits(p.tat)}
+            found[#found + 1] = {key, p.order, tostring(p.override), tostring(p.paused), rules.digits(p.tat)}
             if p.order == 'fair' then
                 for _, member in ipairs(call('ZRANGE', base .. ':n:' .. key, 0, -1)) do
-                    local tenant = read_tenant(p, string.sub(member, 17))
+                    local tenant = rules.read_tenant(p, string.sub(member, 17))
                     tenants[#tenants + 1] = {
                         key, tenant.name, string.format('%.17g', tenant.tag), string.format('%.17g', tenant.share),
                     }
@@ -1158,52 +1154,54 @@ local function inspect(which)
     end
     local held = 0
     for _, id in ipairs(call('ZRANGE', base .. ':x', 0, -1)) do
-        local ticket = read_ticket(id)
+        local ticket = rules.read_ticket(id)
         if ticket and ticket.state == 'held' then
             held = held + 1
         end
         if ticket and wanted[ticket.key] then
             tickets[#tickets + 1] = {
-                id, ticket.key, ticket.state, digits(ticket.permits), digits(ticket.priority), digits(ticket.arrival),
-                digits(ticket.granted), string.format('%.17g', ticket.share), ticket.tenant, ticket.label, ticket.owner,
+                id, ticket.key, ticket.state, rules.digits(ticket.permits), rules.digits(ticket.priority),
+                rules.digits(ticket.arrival), rules.digits(ticket.granted), string.format('%.17g', ticket.share), ticket.tenant, ticket.label, ticket.owner,
             }
         end
     end
     return {
-        digits(now), guard.declared, call('HGETALL', base .. ':g'), digits(held),
+        rules.digits(now), guard.declared, tostring(guard.override), tostring(guard.paused),
+        rules.digits(guard.ended + held), string.format('%.17g', guard.mean), call('HGETALL', base .. ':c'),
         call('GET', base .. ':r') or '', found, tickets, tenants,
     }
 end
 
 -- Whether the permits that are held keep out one that asks for so many, or the first in line: "1" or "0".
-local function is_full(key, permits)
-    permits = number('permits', permits)
-    read_guard()
-    local p = read_hash(base .. ':p:' .. key, PARTITION)
+function rules.is_full(key, permits)
+    permits = rules.number('permits', permits)
+    rules.read_guard()
+    local p = rules.read_packed(base .. ':p:' .. key, PARTITION)
     if not p then
         return '0'
     end
     p.key = key
-    if p.waiting > 0 and not has_room(p, first_of(p).permits) then
+    if p.waiting > 0 and not rules.has_room(p, rules.first_of(p).permits) then
         return '1'
     end
-    return has_room(p, permits) and '0' or '1'
+    return rules.has_room(p, permits) and '0' or '1'
 end
 
 local operations = {
-    enter = enter, leave = leave, renew = renew, advance = advance_some, settle = settle_some, evict = evict,
-    configure = configure, declare = declare, inspect = inspect, is_full = is_full,
+    enter = rules.enter, leave = rules.leave, renew = rules.renew, advance = rules.advance_some,
+    settle = rules.settle_some, evict = rules.evict, configure = rules.configure, declare = rules.declare,
+    inspect = rules.inspect, is_full = rules.is_full,
 }
 
 if not operations[operation] then
-    bad('operation', 'one that this script knows', operation)
+    rules.bad('operation', 'one that this script knows', operation)
 elseif not declared then
-    bad('arguments', 'at least 5', #ARGV)
+    rules.bad('arguments', 'at least 5', #ARGV)
 end
 if given == '' then
     local time = call('TIME')
     now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 else
-    now = number('now', given)
+    now = rules.number('now', given)
 end
 return operations[operation](unpack(ARGV, 6))

@@ -206,16 +206,14 @@ class RedisRules:
 
     def picture(self, declaration: Declaration, key: str | None, answer: Sequence[Any]) -> Snapshot:
         """Picture what `inspect` was answered, as the rules do."""
-        now, declared, stored, held, ring, partitions, tickets, tenants = answer
-        fields = {_text(name): _text(value) for name, value in zip(stored[::2], stored[1::2], strict=True)}
+        now, declared, override, paused, granted, mean, refused, ring, partitions, tickets, tenants = answer
         admission = Admission(Declaration(declaration.name, _as_rules(_text(declared))), self.epoch)
-        admission.limit = int(fields.get("override") or 0) or None
-        admission.paused = fields.get("paused") == "1"
+        admission.limit = int(override) if override else None
+        admission.paused = _text(paused) == "1"
         statistics = admission.statistics
-        statistics.mean_hold = float(fields.get("mean", 0))
-        for field, value in fields.items():
-            if field.startswith("refused:"):
-                statistics.refused[cast("Reason", field.removeprefix("refused:"))] = int(value)
+        statistics.mean_hold = float(mean)
+        for reason, count in zip(refused[::2], refused[1::2], strict=True):
+            statistics.refused[cast("Reason", _text(reason))] = int(count)
         for wait, hold in struct.iter_unpack("<dd", ring):
             statistics.waits.append(int(wait))
             statistics.holds.append(int(hold))
@@ -234,8 +232,8 @@ class RedisRules:
             self._restore(restored, *map(_text, row))
         for of, name, tag, share in tenants:
             restore_tenant(restored[_decode(_text(of))], unquote(_text(name)), float(tag), float(share))
-        others = int(held) - sum(len(partition.holders) for partition in restored.values())
-        statistics._ended = int(fields.get("ended", 0)) + others
+        held = sum(len(partition.holders) for partition in restored.values())
+        statistics._ended = int(granted) - held
         if key is None:
             return admission.inspect(self._tick(int(now)))
         return (restored.get(key) or Partition(admission, key)).inspect(self._tick(int(now)))
