@@ -115,7 +115,7 @@ class LuaAgainstRules(RuleBasedStateMachine):
     server: ClassVar[Any]
     script: ClassVar[str] = SCRIPT
     favoured: ClassVar[dict[str, Any] | None] = None
-    """Rules that stand here throughout, of one guard without keys."""
+    """Rules that stand here throughout, of one guard without keys that nobody pauses."""
     favourites: ClassVar[tuple[int, ...]] = tuple(range(len(ASKS)))
     """What is asked for here, by its place in `ASKS`."""
 
@@ -146,6 +146,9 @@ class LuaAgainstRules(RuleBasedStateMachine):
 
     def in_favour(self, declared: Rules) -> Rules:
         return dataclasses.replace(declared, **(self.favoured or {}))
+
+    def there(self, guard: int, key: str | None) -> tuple[int, str | None]:
+        return (guard, key) if self.favoured is None else (0, None)
 
     def moment(self) -> int:
         return (self.now + EPOCH) // TICKS_PER_MICROSECOND
@@ -207,8 +210,7 @@ class LuaAgainstRules(RuleBasedStateMachine):
     def pair(self, guard: int, ask: int, key: str | None, who: int) -> tuple[Ticket, Ticket]:
         self.ids += 1
         ask = self.favourites[ask % len(self.favourites)]
-        if self.favoured is not None:
-            guard, key = 0, None
+        guard, key = self.there(guard, key)
         admission = self.admissions[guard]
         declaration = Declaration(admission.name, admission.rules)
         ticket_id = f"{self.clients[who].client}.{self.ids}"
@@ -362,6 +364,8 @@ class LuaAgainstRules(RuleBasedStateMachine):
         paused=st.sampled_from([None, True, False, False]),
     )
     def configure(self, guard: int, key: str | None, limit: Setting, paused: bool | None) -> None:
+        guard, key = self.there(guard, key)
+        paused = paused if self.favoured is None else None
         admission = self.admissions[guard]
         declaration = Declaration(admission.name, admission.rules)
         answer = self.run(0, self.clients[0].configure(declaration, key, limit=limit, paused=paused))
@@ -376,7 +380,7 @@ class LuaAgainstRules(RuleBasedStateMachine):
 
     @rule(guard=guards, declared=rules, force=st.booleans())
     def declare(self, guard: int, declared: Rules, force: bool) -> None:
-        admission = self.admissions[guard]
+        admission = self.admissions[self.there(guard, None)[0]]
         declared = self.in_favour(declared)
         call = self.clients[1].declare(Declaration(admission.name, declared), force=force)
         answer = self.run(1, call)
@@ -525,7 +529,7 @@ MUTANTS = {
     ),
     "a quiet time saves up bursts": Mutant("math.max(p.tat, now) + guard.pace", "p.tat + guard.pace"),
     "V takes in what is only expected": Mutant(
-        "tenant.tag - tenant.advanced)", "tenant.tag)", {**TURNS, "limit": 2}, (8, 9)
+        "tenant.tag - tenant.advanced)", "tenant.tag)", {**TURNS, "limit": 2}, (8,)
     ),
     "a charge is never corrected": Mutant("(cost / tenant.share - ticket.charged)", "0", TURNS),
     "an expired holder keeps its permit": Mutant(
@@ -549,7 +553,7 @@ MUTANTS = {
         "if p.beyond > 0 then", "if p.beyond < 0 then", {"max_waiting": None}, (0, 5)
     ),
     "a hopeless one waits": Mutant(
-        "return wait and (wait > patience", "return wait and (wait > 2 * patience", LINE, (0, 2)
+        "return wait and (wait > patience", "return false and (wait > patience", LINE, (0, 0, 2)
     ),
 }
 
@@ -565,7 +569,12 @@ def test_a_mutant_is_caught(name: str) -> None:
         favourites = mutant.favourites
 
     quickly = settings(
-        STEPS, max_examples=1000, phases=[Phase.generate], database=None, report_multiple_bugs=False
+        STEPS,
+        max_examples=1000,
+        phases=[Phase.generate],
+        derandomize=True,
+        database=None,
+        report_multiple_bugs=False,
     )
     # A step that differs, a script that stumbles over the state it was left, or an answer that can't be read.
     with pytest.raises((AssertionError, LookupError, ValueError, redis.ResponseError)):
