@@ -350,8 +350,8 @@ def test_the_pace_is_due_and_whoever_advances_then_has_the_next_granted(server: 
     guarded = Guarded(server, limit=5, rate=Rate(1, per=0.002))
     first, second, third = (guarded.enter(key="k") for _ in range(3))
     assert [ticket.state for ticket in (first, second, third)] == ["held", "waiting", "waiting"]
-    due = guarded.advance("k").due
-    assert due == guarded.now + 2 * UNIT
+    answer = guarded.advance("k")
+    assert (answer.now, answer.due) == (guarded.now, guarded.now + 2 * UNIT)
     guarded.now += 2 * UNIT
     assert guarded.advance("k").due == guarded.now + 2 * UNIT
     assert (second.state, third.state) == ("held", "waiting")

@@ -12,10 +12,11 @@
 --        [revision, limit, max_waiting, order, max_keys, [n, per, burst], microseconds between grants]
 --     6  what the operation needs, in the order in which its function takes it
 --
--- The answer is {more, due, standing, rows, decided}: `more` are operations to be sent at once, as this step
+-- The answer is {more, due, standing, rows, decided, now}: `more` are operations to be sent at once, as this step
 -- has done all that one may do (each is a list, from the name on, without what is in ARGV 2 to 5); `due` is the
 -- microsecond at which the guard next moves by time alone; `standing` are the rules that stand, where they
--- aren't those in ARGV[5]; `rows` is what the caller asked for, and `decided` is what besides was decided.
+-- aren't those in ARGV[5]; `rows` is what the caller asked for, and `decided` is what besides was decided; `now` is
+-- the moment of the step, as no client's clock is the server's.
 -- A row is JSON: [id, state, arrival, granted, ended, reason, wait, waiting, limit], all of it strings.
 --
 -- Moments are whole microseconds since 1970, which a Lua number has exactly. Durations of which means are taken
@@ -58,7 +59,7 @@ local BATCH, ENOUGH = 16, 5     -- holds that move the mean, and that make the f
 local ALL = 2 ^ 40              -- permits that are held while one ticket has them all
 
 local call = redis.call
-local rules = {}                -- all functions, as each run defines them: locals would cost four times as much
+local rules = {}                -- all functions: each run defines them anew, and locals would take half as long again
 local base, operation, given, client, ring, declared = KEYS[1], unpack(ARGV, 1, 5)
 
 local now
@@ -880,7 +881,7 @@ function rules.finish(rows)
     end
     return {
         more, due and rules.digits(due) or '', guard.declared ~= declared and guard.declared or '', rows or {},
-        decided,
+        decided, rules.digits(now),
     }
 end
 
@@ -1141,12 +1142,15 @@ function rules.inspect(which)
         local p = rules.read_packed(base .. ':p:' .. key, PARTITION)
         if p and (p.idle == '' or p.idle > now) then
             p.key, wanted[key] = key, true
-            found[#found + 1] = {key, p.order, tostring(p.override), tostring(p.paused), rules.digits(p.tat)}
+            found[#found + 1] = {
+                key, p.order, tostring(p.override), tostring(p.paused), rules.digits(p.tat),
+            }
             if p.order == 'fair' then
                 for _, member in ipairs(call('ZRANGE', base .. ':n:' .. key, 0, -1)) do
                     local tenant = rules.read_tenant(p, string.sub(member, 17))
                     tenants[#tenants + 1] = {
-                        key, tenant.name, string.format('%.17g', tenant.tag), string.format('%.17g', tenant.share),
+                        key, tenant.name, string.format('%.17g', tenant.tag),
+                        string.format('%.17g', tenant.share),
                     }
                 end
             end
@@ -1161,7 +1165,8 @@ function rules.inspect(which)
         if ticket and wanted[ticket.key] then
             tickets[#tickets + 1] = {
                 id, ticket.key, ticket.state, rules.digits(ticket.permits), rules.digits(ticket.priority),
-                rules.digits(ticket.arrival), rules.digits(ticket.granted), string.format('%.17g', ticket.share), ticket.tenant, ticket.label, ticket.owner,
+                rules.digits(ticket.arrival), rules.digits(ticket.granted), string.format('%.17g', ticket.share), ticket.tenant, ticket.label,
+                ticket.owner,
             }
         end
     end

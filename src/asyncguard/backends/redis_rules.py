@@ -70,6 +70,8 @@ class Answer(NamedTuple):
     """What the call asked for: of `enter`, `leave` and `evict` the ticket, of `renew` each."""
     decided: list[Row]
     """Other tickets that the step decided upon; their clients are told, but for the one that called."""
+    now: int
+    """The tick at which the guard's clock took the step: from there to `due` is how long one may wait."""
 
 
 @final
@@ -178,13 +180,14 @@ class RedisRules:
 
     def read(self, call: Call, answer: Sequence[Any]) -> Answer:
         """Read the answer to a call, but for `inspect` and `is_full`."""
-        more, due, standing, rows, decided = answer
+        more, due, standing, rows, decided, now = answer
         return Answer(
             [Call(call.key, (_text(name), *call.args[1:5], *map(_text, rest))) for name, *rest in more],
             self._tick(int(due)) if due else None,
             _as_rules(_text(standing)) if standing else None,
             [_read_row(json.loads(row)) for row in rows],
             [_read_row(json.loads(row)) for row in decided],
+            self._tick(int(now)),
         )
 
     def read_message(self, message: bytes | str) -> list[Row]:
