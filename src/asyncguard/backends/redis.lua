@@ -1165,8 +1165,8 @@ function rules.inspect(which)
         if ticket and wanted[ticket.key] then
             tickets[#tickets + 1] = {
                 id, ticket.key, ticket.state, rules.digits(ticket.permits), rules.digits(ticket.priority),
-                rules.digits(ticket.arrival), rules.digits(ticket.granted), string.format('%.17g', ticket.share), ticket.tenant, ticket.label,
-                ticket.owner,
+                rules.digits(ticket.arrival), rules.digits(ticket.granted), string.format('%.17g', ticket.share),
+                ticket.tenant, ticket.label, ticket.owner,
             }
         end
     end
