@@ -85,7 +85,7 @@ def _check_workers(workers: int, settings: Settings) -> None:
         raise ValueError(
             f"--workers {workers}: several workers need a shared backend, as their work would overlap in "
             "memory: unset ASYNCGUARD_URL, or set ASYNCGUARD_URL=sqlite:///path/guards.db (both need Linux "
-            "and SQLite 3.40), or use --workers 1"
+            "or macOS, and SQLite 3.40), or use --workers 1"
         )
 
 

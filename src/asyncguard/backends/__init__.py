@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import unquote
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _LEAST_SQLITE: Final = (3, 40)
+_WITH_SQLITE: Final = ("linux", "darwin")
 
 
 class Backend(Protocol):
@@ -139,10 +139,12 @@ def check_sqlite() -> None:
     import sqlite3  # noqa: PLC0415 - some Pythons have none, and most guards need none
 
     instead = "use memory: (ASYNCGUARD_URL=memory:), which guards one process alone"
-    if not sys.platform.startswith("linux"):
-        raise ValueError(f"url: the sqlite backend needs Linux, and this is {sys.platform}; here, {instead}")
-    if not hasattr(os, "pidfd_open") or not hasattr(os, "eventfd"):
-        raise ValueError(f"url: the sqlite backend needs a Python with pidfd_open and eventfd; or {instead}")
+    if not sys.platform.startswith(_WITH_SQLITE):
+        system = "Windows" if sys.platform == "win32" else sys.platform
+        raise ValueError(
+            f"url: the sqlite backend needs the locks and sockets of Linux or macOS, and this is {system}: "
+            f"several processes can't share guards here. Here, {instead}"
+        )
     if sqlite3.sqlite_version_info < _LEAST_SQLITE:
         raise ValueError(
             f"url: the sqlite backend needs SQLite 3.40, and this Python has {sqlite3.sqlite_version}: use "

@@ -7,12 +7,15 @@ import os
 import socket
 from typing import TYPE_CHECKING, Final, final
 
+from asyncguard.backends.system import short_name
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from pathlib import Path
 
-_NEWS: Final = b""
+_NEWS: Final = b"."
+"""Not every system tells of a datagram that is empty."""
 _HELLO: Final = b"!"
 
 
@@ -39,7 +42,9 @@ class Bell:
         self.take_down(client)
         self._directory = os.open(bells, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self._socket = _Socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+            self._name = short_name(bells, self._directory)
+            self._socket = _Socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            self._socket.setblocking(False)
             self._socket.bind(self._of(client))
         except OSError:
             os.close(self._directory)
@@ -51,8 +56,7 @@ class Bell:
         self._is_shared = False
 
     def _of(self, client: int) -> str:
-        # A socket's address has room for 108 bytes.
-        return f"/proc/self/fd/{self._directory}/{client}"
+        return f"{self._name}/{client}"
 
     def fileno(self) -> int:
         """Tell the descriptor to wait for."""

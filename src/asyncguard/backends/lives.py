@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import struct
 import threading
 from pathlib import Path
 from typing import Final, final
 
-_FLOCK: Final = "hhqqi"
-"""`struct flock` of Linux, with native alignment."""
+from asyncguard.backends import system
+
 _files: dict[str, Lives] = {}
 """By identity. None is ever closed: that would drop all locks that the process has on the file."""
 _opening = threading.Lock()
@@ -61,12 +60,7 @@ class Lives:
 
     def is_alive(self, client: int) -> bool:
         """Tell whether some process is this client."""
-        if client in self._ours:
-            return True
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, client, 1, 0)
-        answer = fcntl.fcntl(self._descriptor, fcntl.F_GETLK, asked)
-        kind: int = struct.unpack(_FLOCK, answer)[0]
-        return kind != fcntl.F_UNLCK
+        return client in self._ours or system.is_locked(self._descriptor, client)
 
 
 def _identity(file: os.stat_result) -> str:
@@ -80,19 +74,15 @@ _WRITING: Final = "120"
 def writer_of(path: Path) -> str:
     """Name the process that is inside a step on a database, as far as the system tells."""
     with contextlib.suppress(OSError, ValueError):
+        locks = (system.PROC / "locks").read_text().splitlines()
         shared = Path(f"{path}-shm").stat()
         place = f"{os.major(shared.st_dev):02x}:{os.minor(shared.st_dev):02x}:{shared.st_ino}"
-        for line in Path("/proc/locks").read_text().splitlines():
+        for line in locks:
             _, _, _, kind, pid, where, first, _ = line.split()[:8]
             if where == place and kind == "WRITE" and first == _WRITING:
-                command = Path(f"/proc/{pid}/comm").read_text().strip()
+                command = (system.PROC / pid / "comm").read_text().strip()
                 return f"process {pid} ({command})"
     return "another process"
-
-
-def process_namespace() -> int:
-    """Tell the namespace of processes that this one is in."""
-    return Path("/proc/self/ns/pid").stat().st_ino
 
 
 def _forget_the_parent() -> None:

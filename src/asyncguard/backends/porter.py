@@ -16,8 +16,9 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
 from asyncguard.backends.bell import Bell
-from asyncguard.backends.lives import process_namespace, writer_of
+from asyncguard.backends.lives import writer_of
 from asyncguard.backends.sqlite_store import Store, StoreBusy
+from asyncguard.backends.system import Waker, process_namespace, watch_process
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -68,8 +69,8 @@ class Porter(threading.Thread):
         self._store: Store | None = None
         self._work: deque[tuple[Callable[[Store], Any], concurrent.futures.Future[Any]]] = deque()
         self._selector = selectors.DefaultSelector()
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._waker = Waker()
+        self._selector.register(self._waker, selectors.EVENT_READ)
         self.bell: Bell | None = None
         self._hears = False
         self._watched: dict[int, int | None] = {}
@@ -126,8 +127,7 @@ class Porter(threading.Thread):
         self._wake_up()
 
     def _wake_up(self) -> None:
-        with contextlib.suppress(OSError):  # it has ended
-            os.eventfd_write(self._wake, 1)
+        self._waker.wake()
 
     # --- its thread ----------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class Porter(threading.Thread):
         self._selector.close()
         if self.bell is not None:
             self.bell.close()
-        os.close(self._wake)
+        self._waker.close()
         self.ended.set_result(None)
 
     def _run_once(self, store: Store, events: list[tuple[selectors.SelectorKey, int]]) -> None:
@@ -255,9 +255,8 @@ class Porter(threading.Thread):
             self._attends = self._attends or backend.is_used
             self._try_again(store)
         for key, _ in events:
-            if key.fileobj == self._wake:
-                with contextlib.suppress(BlockingIOError):
-                    os.eventfd_read(self._wake)
+            if key.fileobj is self._waker:
+                self._waker.clear()
             elif self.bell is not None and key.fileobj is self.bell:
                 looks = self.bell.silence() or looks
                 self._attempt(backend.read_news, store)
@@ -320,9 +319,8 @@ class Porter(threading.Thread):
             self._watched[client] = None
             if pids != process_namespace():  # there the same id is somebody else's
                 return False
-            try:
-                descriptor = os.pidfd_open(pid)
-            except OSError:  # it is dead
+            descriptor = watch_process(pid)
+            if descriptor is None:
                 return False
             self._watched[client] = descriptor
             self._selector.register(descriptor, selectors.EVENT_READ)

@@ -63,7 +63,7 @@ def _mark(namespace: str) -> None:
         _log.error(
             "another process of this service is alive, and the AsyncGuard of each has permits of its own: "
             "their work overlaps. Processes share permits and queue with "
-            "ASYNCGUARD_URL=sqlite:///path/guards.db, or AsyncGuard(url), on Linux; "
+            "ASYNCGUARD_URL=sqlite:///path/guards.db, or AsyncGuard(url), on Linux or macOS; "
             "if each is to guard only itself, say so with ASYNCGUARD_URL=memory:"
         )
 

@@ -21,9 +21,10 @@ from urllib.parse import quote
 
 from asyncguard.admission import KEEP
 from asyncguard.backends.bell import Bell
-from asyncguard.backends.lives import Lives, process_namespace
+from asyncguard.backends.lives import Lives
 from asyncguard.backends.porter import FAULTS, PATIENCE, Porter, unavailable
 from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
+from asyncguard.backends.system import boot_id, mounts, process_namespace
 from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
 from asyncguard.permit import Permit
@@ -107,17 +108,19 @@ def check_file_system(file: Path) -> None:
     Raises:
         ValueError: it is one.
     """
-    mounts = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounted = mounts()
+    if not mounted:  # nothing tells
+        return
     device = file.parent.stat().st_dev
     number = f"{os.major(device)}:{os.minor(device)}"
-    kinds = {mount[mount.index("-") + 1] for mount in mounts if mount[2] == number}
+    kinds = {mount[mount.index("-") + 1] for mount in mounted if mount[2] == number}
     if kinds & _DISTANT:
         raise ValueError(
             f"it is on a network file system ({', '.join(sorted(kinds))}): put it on a disk of this host, or "
             "use a backend for several hosts"
         )
     name = str(file).translate(_ESCAPES)
-    if any(mount[4] == name for mount in mounts):
+    if any(mount[4] == name for mount in mounted):
         raise ValueError("it is mounted without the files beside it, such as its log: mount its directory")
 
 
@@ -238,7 +241,7 @@ class SqliteBackend:
         _check_names(path)
         self._lives = Lives.of(Path(f"{path}-lives"))
         store = porter.insist(lambda: Store(path, epoch=self._system.epoch, patience=PATIENCE))
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = boot_id()
         porter.insist(lambda: store.begin(boot, self._lives, self._system.epoch, self._system.now()))
         self._file_clock.epoch = store.epoch
         ours = porter.insist(lambda: Store(path, epoch=store.epoch, patience=_MOMENT))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -54,7 +55,8 @@ def _directory(environ: Mapping[str, str]) -> Path:
             "no ASYNCGUARD_URL is set, and this user has no home directory for a file of guards: set "
             "ASYNCGUARD_URL=sqlite:///path/guards.db, or ASYNCGUARD_URL=memory: for one process alone"
         )
-    return Path(home) / ".local" / "state" / "asyncguard"
+    state = "Library/Application Support" if sys.platform == "darwin" else ".local/state"
+    return Path(home) / state / "asyncguard"
 
 
 def _unusable(directory: Path, why: str) -> ValueError:

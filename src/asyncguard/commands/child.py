@@ -9,8 +9,9 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
+
+from asyncguard.backends.system import parent_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -153,7 +154,7 @@ def _is_orphaned() -> bool:
         while parent and os.getsid(parent) == os.getsid(0):
             if os.getpgid(parent) != os.getpgrp():
                 return False
-            parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
+            parent = parent_of(parent)
     return True
 
 
