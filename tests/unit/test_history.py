@@ -148,6 +148,18 @@ def test_limit_one_that_was_killed_holds_until_then(story: Story) -> None:
     assert story.check().violations == ()
 
 
+def test_limit_one_that_was_killed_may_have_released_once_its_work_was_over(story: Story) -> None:
+    story.ticket("a", {"asking": 0, "granted": 2, "working": 3, "worked": 10}, token=1, client="dead")
+    story.ticket("b", {"asking": 1, "queued": 2, "granted": 11, "working": 12}, token=2)
+    story.ticket("b", {"worked": 40, "released": 41})
+    story.note(30, "killed", client="dead")
+    assert story.check().violations == ()
+    story.records = [record for record in story.records if record.kind != "worked" or record.ticket != "a"]
+    assert rules(story.check()) == {"limit", "overlap"}
+    story.note(11.5, "worked", "a", client="dead")
+    assert rules(story.check()) == {"limit"}
+
+
 def test_limit_a_grant_counts_however_soon_it_may_have_ended(story: Story) -> None:
     story.serve("a", 0, 30, token=1)
     story.ticket("b", {"asking": 5, "granted": 10, "released": 11}, token=2)

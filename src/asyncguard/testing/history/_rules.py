@@ -86,6 +86,8 @@ def _held_until(history: History, ticket: Ticket, *, leases: bool) -> int:
     if ticket.state == "released":  # somewhen after its work
         known = [at for at in (ticket.working, ticket.worked) if at < ticket.ended]
         end = max(known, default=ticket.granted)
+    elif ticket.state == "killed":  # once its work was over it may have released, and not come to note it
+        end = min(ticket.worked, ticket.ended)
     else:
         end = ticket.ended
     return min(end, history.was_stopped(ticket.client, ticket.asking, end)) if leases else end
