@@ -453,6 +453,24 @@ def test_who_was_killed_with_its_container_holds_nothing_when_that_is_started_ag
     store.close()
 
 
+def test_whenever_the_log_is_moved_there_is_something_to_move(tmp_path: Path) -> None:
+    store = Store(tmp_path / "guards.db", epoch=1000)
+    store.tidy()
+    store.tidy()
+    with closing(sqlite3.connect(tmp_path / "guards.db")) as other:
+        _, written, moved = other.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    assert (written, moved) == (1, 1), "what was moved the second time"
+    store.close()
+
+
+def test_nobody_does_alone_what_another_thread_does(tmp_path: Path) -> None:
+    done: list[str] = []
+    lives = Lives.of(tmp_path / "lives")
+    lives.alone(lambda: lives.alone(lambda: done.append("inside")))
+    lives.alone(lambda: done.append("afterwards"))
+    assert done == ["afterwards"]
+
+
 def test_a_boot_of_the_host_forgets_what_was(tmp_path: Path) -> None:
     lives = Lives.of(tmp_path / "lives")
     store = Store(tmp_path / "guards.db", epoch=1000)

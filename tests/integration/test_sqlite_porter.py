@@ -44,6 +44,18 @@ print("in", flush=True)
 time.sleep(60)
 """
 
+TIDIES = """
+import sys, time
+from pathlib import Path
+from asyncguard.backends.lives import Lives
+
+def tidy():
+    print("in", flush=True)
+    time.sleep(60)
+
+Lives.of(Path(sys.argv[1])).alone(tidy)
+"""
+
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
@@ -349,3 +361,28 @@ async def test_the_log_does_not_grow_with_what_is_done(url: str, tmp_path: Path)
     assert log.st_size < 1_000_000  # without tidying up it has some 15 kB for each turn
     await one.aclose()
     await other.aclose()
+
+
+async def test_nobody_moves_the_log_while_another_does(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "guards.db"
+
+    async def is_moved() -> bool:
+        before = await asyncio.to_thread(path.stat)
+        await _pass_around([guard], 100)
+        return (await asyncio.to_thread(path.stat)).st_mtime_ns != before.st_mtime_ns
+
+    def tidy() -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", TIDIES, f"{path}-lives"], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        return process
+
+    async with AsyncGuard(url) as ag:
+        guard = ag.guard("report")
+        await _pass_around([guard], 1)
+        assert await is_moved()
+        with await asyncio.to_thread(tidy) as other:
+            was_moved = await is_moved()
+            other.kill()
+        assert not was_moved
+        assert await is_moved()

@@ -7,13 +7,18 @@ import fcntl
 import os
 import threading
 from pathlib import Path
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 from asyncguard.backends import system
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _files: dict[str, Lives] = {}
 """By identity. None is ever closed: that would drop all locks that the process has on the file."""
 _opening = threading.Lock()
+_NOBODY: Final = 0
+"""The byte of no client."""
 
 
 @final
@@ -33,6 +38,8 @@ class Lives:
         """
         self._ours: set[int] = set()
         """A process doesn't see its own locks."""
+        self._is_busy = threading.Lock()
+        """Nor do its threads."""
 
     @classmethod
     def of(cls, path: Path) -> Lives:
@@ -62,6 +69,22 @@ class Lives:
         """Tell whether some process is this client."""
         return client in self._ours or system.is_locked(self._descriptor, client)
 
+    def alone(self, work: Callable[[], object]) -> None:
+        """Do something, unless somebody is at it already, in this process or another."""
+        if not self._is_busy.acquire(blocking=False):
+            return
+        try:
+            try:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, _NOBODY)
+            except OSError:
+                return
+            try:
+                work()
+            finally:
+                fcntl.lockf(self._descriptor, fcntl.LOCK_UN, 1, _NOBODY)
+        finally:
+            self._is_busy.release()
+
 
 def _identity(file: os.stat_result) -> str:
     return f"{file.st_dev}:{file.st_ino}"
@@ -90,6 +113,7 @@ def _forget_the_parent() -> None:
     _opening = threading.Lock()
     for lives in _files.values():
         lives._ours.clear()  # noqa: SLF001
+        lives._is_busy = threading.Lock()  # noqa: SLF001 - another thread of the parent may have held it
 
 
 os.register_at_fork(after_in_child=_forget_the_parent)

@@ -344,8 +344,8 @@ class SqliteBackend:
             finally:
                 self._inside = False
                 if self._steps % _STEPS_TO_TIDY == 0:
-                    with contextlib.suppress(sqlite3.Error):
-                        store.tidy()
+                    with contextlib.suppress(sqlite3.Error, OSError, StoreBusy):
+                        self._lives.alone(store.tidy)
                 if self._has_news:
                     self._has_news = False
                     self.hear()
