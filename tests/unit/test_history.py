@@ -211,6 +211,18 @@ def test_overlap_work_of_one_that_was_killed_has_ended(story: Story) -> None:
     assert story.check().violations == ()
 
 
+def test_overlap_work_ends_also_if_it_was_the_last_that_one_noted_that_was_killed(story: Story) -> None:
+    story.ticket("a", {"asking": 0, "granted": 1, "working": 3}, token=1, client="dead")
+    story.note(2, "killed", client="dead")
+    story.ticket("b", {"asking": 1, "queued": 2, "granted": 4, "working": 5, "worked": 8}, token=2)
+    story.note(9, "released", "b")
+    assert story.check().violations == ()
+    story.serve("c", 0, 4.5, token=3)
+    report = story.check()
+    assert rules(report) == {"limit", "overlap"}
+    assert "ticket 'a' began its work while the limit was 1 at most: 'a', 'c' work at once" in str(report)
+
+
 def test_overlap_under_a_stop_is_expected_of_leases_alone(story: Story) -> None:
     story.ticket(
         "a", {"asking": 0, "granted": 1, "working": 2, "worked": 90, "lost": 91}, token=1, client="s"

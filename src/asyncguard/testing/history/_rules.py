@@ -103,10 +103,14 @@ def overlap(
     """
     works = [ticket for ticket in partition.tickets if ticket.working != FOREVER]
     moments = [(ticket.working, 1, number) for number, ticket in enumerate(works)]
-    moments += [(ticket.worked, 0, number) for number, ticket in enumerate(works)]
+    moments += [
+        # One whose last word was that it works was killed at that very moment, as far as is known.
+        (ticket.worked, 0 if ticket.worked > ticket.working else 2, number)
+        for number, ticket in enumerate(works)
+    ]
     running: dict[int, Ticket] = {}
-    for at, begins, number in sorted(moments):
-        if not begins:
+    for at, what, number in sorted(moments):
+        if what != 1:
             running.pop(number, None)
             continue
         ticket = running[number] = works[number]
