@@ -371,6 +371,15 @@ def test_idle_after_a_kill_has_a_bound_of_its_own(story: Story) -> None:
     assert rules(story.check(idle_after_kill=0.2)) == {"idle"}
 
 
+def test_idle_one_that_was_killed_as_it_asked_holds_up_nobody(story: Story) -> None:
+    story.serve("a", 0, 9000, token=1)
+    story.note(1, "asking", "all", client="dead", permits="all")
+    story.note(0, "killed", client="dead")
+    story.ticket("b", {"asking": 2, "queued": 3, "granted": 8000, "working": 8001, "worked": 8002}, 2)
+    story.note(8003, "released", "b")
+    assert rules(story.check(limit=2)) == {"idle"}
+
+
 def test_idle_who_wants_more_than_is_free_holds_up_the_others(story: Story) -> None:
     story.serve("a", 0, 3000, token=1)
     story.ticket(

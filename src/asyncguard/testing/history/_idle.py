@@ -169,6 +169,8 @@ def _moments(history: History, partition: Partition) -> Iterator[_Moment]:
         return _Moment(at, place[what], what, client, number)
 
     for number, ticket in enumerate(partition.tickets):
+        if ticket.ended <= ticket.asking:  # its process was killed as it asked, so it never waited
+            continue
         yield moment(ticket.asking, "asking", ticket.client, number)
         if ticket.queued != FOREVER:
             yield moment(ticket.queued, "queued", ticket.client, number)
