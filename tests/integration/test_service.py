@@ -150,9 +150,8 @@ def test_openapi_describes_answers_and_refusals() -> None:
     elapsed = schema["components"]["schemas"]["Worked"]["properties"]["elapsed"]
     assert elapsed["type"] == "number"
     problem = responses["503"]["content"]["application/problem+json"]["schema"]
-    assert {"type", "title", "status", "detail", "guard", "reason", "estimated_wait"} == problem[
-        "properties"
-    ].keys()
+    told = {"type", "title", "status", "detail", "guard", "reason", "estimated_wait", "limit", "waiting"}
+    assert told == problem["properties"].keys()
     assert "full" in problem["properties"]["reason"]["enum"]
     assert responses["503"]["headers"].keys() == {"Retry-After"}
 

@@ -332,8 +332,9 @@ class SqliteBackend:
             BackendUnavailable: the file can't be used.
         """
         with self._lock:
-            store = self._store
-            if store is None or self._inside or self._hire().is_busy:  # what comes later mustn't overtake
+            store, porter = self._store, self._porter
+            # What comes later mustn't overtake.
+            if store is None or porter is None or self._inside or porter.is_busy:
                 raise StoreBusy
             self._inside = True
             self._steps += 1
@@ -430,7 +431,8 @@ class SqliteBackend:
             place = Place(self, guard, ticket.key)
             ticket.partition = place  # type: ignore[assignment]
             self._ring(store.enter(ticket, guard, self._system.now(), wait))
-            self._hire().attend()
+            if self._porter is not None:
+                self._porter.attend()
             if ticket.state == "waiting":
                 place.gated = store.is_paced(guard)
                 self._expect_news(loop)
@@ -476,14 +478,9 @@ class SqliteBackend:
         if self.tickets.pop(ticket.id, None) is None:
             return None
 
-        def leave(store: Store) -> None:
-            self._ring(store.leave(ticket, self._system.now(), reason, finished=finished))
-            if ticket.state in ("refused", "lost"):
-                store.forget([ticket])
-
         porter = self._hire()
         try:
-            return self._now_or_later(lambda store: _surely(porter, leave, store))
+            return self._now_or_later(self._leaving(porter, ticket, None, reason, finished))
         except BackendUnavailable:
             porter.attend()
             raise
@@ -491,12 +488,24 @@ class SqliteBackend:
     def abandon(self, ticket: Ticket) -> None:
         porter = self._porter
         if self.tickets.pop(ticket.id, None) is not None and porter is not None:
-            now = self._system.now()
+            porter.call(self._leaving(porter, ticket, self._system.now(), None, False))
 
-            def leave(store: Store) -> None:
-                self._ring(store.leave(ticket, now, finished=False))
+    def _leaving(
+        self, porter: Porter, ticket: Ticket, at: int | None, reason: Reason | None, finished: bool
+    ) -> Callable[[Store], None]:
+        """Make the step by which a ticket leaves; if that fails, the porter tries again."""
 
-            porter.call(lambda store: _surely(porter, leave, store))
+        def leave(store: Store) -> None:
+            now = self._system.now() if at is None else at
+            try:
+                self._ring(store.leave(ticket, now, reason, finished=finished))
+            except FAULTS:
+                porter.failed.append(leave)
+                raise
+            if ticket.state in ("refused", "lost"):
+                store.forget([ticket])
+
+        return leave
 
     def held(self, guard: str) -> list[Ticket]:
         return [
@@ -673,15 +682,6 @@ class SqliteBackend:
         if self._alarms.get((guard, key, loop)) == due:
             del self._alarms[guard, key, loop]
         self._now_or_later(lambda store: self._arm(store, guard, key, loop))
-
-
-def _surely(porter: Porter, leave: Callable[[Store], object], store: Store) -> None:
-    """Have a ticket leave; if that fails, the porter tries again."""
-    try:
-        leave(store)
-    except FAULTS:
-        porter.failed.append(leave)
-        raise
 
 
 def _queue_of(ticket: Ticket) -> tuple[int, str | None, asyncio.AbstractEventLoop] | None:
