@@ -290,7 +290,8 @@ class Porter(threading.Thread):
         except StoreBusy:
             return None
         except FAULTS as fault:
-            _log.warning("%s", unavailable(self._path, fault))
+            if not self._is_over:  # else that has been said
+                _log.warning("%s", unavailable(self._path, fault))
         except Exception:  # noqa: BLE001 - the porter goes on
             _log.exception("asyncguard's porter of %s", self._path)
         if not self._is_over:

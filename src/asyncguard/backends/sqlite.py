@@ -267,13 +267,13 @@ class SqliteBackend:
             if not with_log or all(_inode_now(name) == inode for name, inode in self._log.items()):
                 return
             _barred[self._inode] = _SPOILT  # what is opened here would go by the old one
-        self._begin_anew()
-        raise ValueError(
+        raise self._begin_anew(
             "it was deleted or replaced, or its log was, so permits taken until now are lost; try again"
         )
 
-    def _begin_anew(self) -> None:
-        """Leave a file that knows us no more as it is."""
+    def _begin_anew(self, why: str) -> ValueError:
+        """Leave a file that knows us no more as it is; the log says why before anybody is told."""
+        _log.warning("%s", unavailable(self.path, why))
         with self._lock:
             porter = self._porter
             _of_others.append(self._store)  # to close it would drop this process's locks on its successor
@@ -281,6 +281,7 @@ class SqliteBackend:
         if porter is not None:
             porter.move_out = None
             porter.stop()
+        return ValueError(why)
 
     def _lose_all(self) -> None:
         """Begin anew, and tell whoever holds or waits; who is about to enter, the porter tells."""
@@ -625,8 +626,7 @@ class SqliteBackend:
             return
         clients = store.clients()
         if ours not in clients:
-            self._begin_anew()
-            raise ValueError(
+            raise self._begin_anew(
                 "this process was taken for dead, so its permits are lost: does it open and close the file "
                 "with -lives by itself? That drops the lock that says that it lives"
             )
