@@ -144,9 +144,8 @@ class BlockingEntry:
             permit.say_if_lost()
 
     def __del__(self) -> None:
-        permit: Permit | None = getattr(
-            self, "_permit", None
-        )  # it may have been interrupted before it had one
+        # It may have been interrupted before it had the attribute.
+        permit: Permit | None = getattr(self, "_permit", None)
         if permit is not None:  # an interrupt came just as the block was to end
             permit.close_block(GeneratorExit())
             self._let_go()

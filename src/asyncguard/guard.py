@@ -604,9 +604,8 @@ class Guard:
         if isinstance(error, GeneratorExit):  # perhaps in a finaliser
             permit.abandon("withdrawn")
         else:
-            with contextlib.suppress(
-                BackendUnavailable
-            ):  # it sees to that later, and the error is to be told
+            # The backend sees to it later if it must, and the error is to be told.
+            with contextlib.suppress(BackendUnavailable):
                 permit.backend.leave(permit, finished=False)
             if isinstance(error, Refused):
                 permit.tell("refused", error)

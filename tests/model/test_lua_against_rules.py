@@ -13,13 +13,13 @@ import pytest
 import redis
 from hypothesis import Phase, settings
 from hypothesis.stateful import (
-    RuleBasedStateMachine,
     initialize,
     invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
+from leaving import LIVE, Leaving, picks
 from test_sqlite_against_rules import by_key
 from valkey_server import connect
 
@@ -44,7 +44,6 @@ EPOCH = 1_735_689_600 * TICKS
 START = 5 * TICKS
 LEASE = 20 * TICKS
 """Tombstones expire by the server's clock, so two leases are longer than an example takes."""
-LIVE = ("held", "waiting")
 ODD = 337
 """Ticks that keep a patience from being exactly what a wait is estimated at: that is rounded differently."""
 ASKS: list[dict[str, Any]] = [
@@ -77,7 +76,6 @@ READ = """
 """
 """What is stored of a partition: order, held, waiting, next_grant, last_arrival, tat and virtual."""
 asks = st.sampled_from(range(len(ASKS)))
-picks = st.integers(min_value=0, max_value=1 << 16)
 keys = st.sampled_from([None, None, None, "a", "b:{\0}", "c/é", "d"])
 guards = st.sampled_from([0, 0, 0, 1])
 
@@ -109,7 +107,7 @@ def _server(redis_url: str) -> Iterator[None]:
         yield
 
 
-class LuaAgainstRules(RuleBasedStateMachine):
+class LuaAgainstRules(Leaving):
     """Two guards, and two clients; time stands until it is moved."""
 
     server: ClassVar[Any]
@@ -272,24 +270,6 @@ class LuaAgainstRules(RuleBasedStateMachine):
         pair[0].state = pair[1].state = "withdrawn"
         self.pairs.append(pair)
         self.leave_as(pair, False, None)
-
-    def in_state(self, *states: str) -> list[tuple[Ticket, Ticket]]:
-        return [pair for pair in self.pairs if pair[1].state in states]
-
-    @precondition(lambda self: self.pairs)
-    @rule(
-        pick=picks, finished=st.sampled_from([True, True, False]), reason=st.sampled_from([None, "timeout"])
-    )
-    def leave(self, pick: int, finished: bool, reason: Reason | None) -> None:
-        live = self.in_state(*LIVE) or self.pairs
-        self.leave_as(live[pick % len(live)], finished, reason)
-
-    @precondition(lambda self: self.pairs)
-    @rule(pick=picks)
-    def leave_again(self, pick: int) -> None:
-        ended = [pair for pair in self.pairs if pair[1].state not in LIVE]
-        if ended:
-            self.leave_as(ended[pick % len(ended)], True, None)
 
     @precondition(lambda self: self.in_state("held"))
     @rule(pick=picks, held=st.integers(0, 3), times=st.integers(1, 3))

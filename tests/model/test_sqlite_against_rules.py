@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import hypothesis.strategies as st
 import pytest
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
+from leaving import LIVE, Leaving, picks
 
 import asyncguard.admission
 from asyncguard.admission import KEEP, Admission, Partition
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 LONG = bool(os.environ.get("ASYNCGUARD_TEST_LONG"))
 UNIT = TICKS // 1000
 EPOCH = 1_000 * TICKS
-LIVE = ("held", "waiting")
 ASKS: list[dict[str, Any]] = [
     {},
     {},
@@ -60,7 +60,6 @@ rules = st.builds(
     revision=st.sampled_from([0, 0, 1, 2]),
 )
 asks = st.sampled_from(range(len(ASKS)))
-picks = st.integers(min_value=0, max_value=1 << 16)
 keys = st.sampled_from([None, None, None, "a", "b", "c", "d"])
 guards = st.sampled_from([0, 0, 0, 1])
 
@@ -94,7 +93,7 @@ def register(store: Store, number: int, owner: str) -> int:
     return number
 
 
-class SqlAgainstRules(RuleBasedStateMachine):
+class SqlAgainstRules(Leaving):
     """Two guards in one file, and two clients; time stands until it is moved."""
 
     @initialize(one=rules, other=rules)
@@ -162,24 +161,6 @@ class SqlAgainstRules(RuleBasedStateMachine):
         guard = [a.name for a in self.admissions].index(theirs.terms.guard.name)
         self.store.enter(again, self.numbers[guard], self.now, wait)
         assert again.state == ours.state
-
-    def in_state(self, *states: str) -> list[tuple[Ticket, Ticket]]:
-        return [pair for pair in self.pairs if pair[1].state in states]
-
-    @precondition(lambda self: self.pairs)
-    @rule(
-        pick=picks, finished=st.sampled_from([True, True, False]), reason=st.sampled_from([None, "timeout"])
-    )
-    def leave(self, pick: int, finished: bool, reason: Reason | None) -> None:
-        live = self.in_state(*LIVE) or self.pairs
-        self.leave_as(live[pick % len(live)], finished, reason)
-
-    @precondition(lambda self: self.pairs)
-    @rule(pick=picks)
-    def leave_again(self, pick: int) -> None:
-        ended = [pair for pair in self.pairs if pair[1].state not in LIVE]
-        if ended:
-            self.leave_as(ended[pick % len(ended)], True, None)
 
     @precondition(lambda self: self.in_state("held"))
     @rule(pick=picks, held=st.integers(0, 3))

@@ -101,32 +101,29 @@ class Porter(threading.Thread):
         self._work.append((work, future))
         if self._is_over:
             self._fail()
-        self._wake_up()
+        self._waker.wake()
         return future
 
     def attend(self) -> None:
         """Have it look each second whether it missed something, for as long as anybody waits or holds."""
         if not self._attends:
             self._attends = True
-            self._wake_up()
+            self._waker.wake()
 
     def look_around(self) -> None:
         """Have it see who came, and who is dead."""
         self._looks = True
-        self._wake_up()
+        self._waker.wake()
 
     def hear_on(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have the bell heard on the running loop, if its are the only tickets."""
         if self.bell is not None and self.bell.is_new_to(loop):
             self.bell.hear_on(loop, functools.partial(_hear, self._backend, self))
-            self._wake_up()
+            self._waker.wake()
 
     def stop(self) -> None:
         """Have it end."""
         self._is_over = True
-        self._wake_up()
-
-    def _wake_up(self) -> None:
         self._waker.wake()
 
     # --- its thread ----------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """How the rules on a Redis or Valkey server are called: what is sent, and what the answers mean.
 
 `redis.lua` decides, as `asyncguard.admission` does. Here is no connection, and no I/O: whoever has a
-connection sends a `Call` with `EVALSHA SHA 1 key *args`, gives what comes back to `Rules.read`, and
+connection sends a `Call` with `EVALSHA SHA 1 key *args`, gives what comes back to `RedisRules.read`, and
 sends what the answer's `more` holds at once. What other clients decide upon this client's tickets comes
-as messages on the channels that `Rules.channel` names.
+as messages on the channels that `RedisRules.channel` names.
 """
 
 # ruff: noqa: SLF001 - what is stored is put back into the rules' own objects to be pictured
@@ -19,9 +19,15 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 from urllib.parse import quote, unquote
 
 from asyncguard.admission import KEEP, Admission, Partition
-from asyncguard.backends.restored import StoredTicket, restore_partition, restore_tenant, restore_ticket
+from asyncguard.backends.restored import (
+    StoredTicket,
+    restore_partition,
+    restore_rules,
+    restore_tenant,
+    restore_ticket,
+)
 from asyncguard.clock import TICKS_PER_MICROSECOND
-from asyncguard.ticket import Declaration, Outlook, Rate, Rules
+from asyncguard.ticket import Declaration, Outlook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -29,7 +35,7 @@ if TYPE_CHECKING:
     from asyncguard.admission import Setting
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Order, State, Ticket
+    from asyncguard.ticket import Order, Rules, State, Ticket
 
 SCRIPT: Final = resources.files("asyncguard.backends").joinpath("redis.lua").read_text("utf-8")
 SHA: Final = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
@@ -303,11 +309,4 @@ def _as_text(rules: Rules) -> str:
 
 def _as_rules(text: str) -> Rules:
     revision, limit, max_waiting, order, max_keys, rate, _ = json.loads(text)
-    return Rules(
-        limit=limit,
-        max_waiting=max_waiting,
-        order=order,
-        rate=rate and Rate(*rate),
-        max_keys=max_keys,
-        revision=revision,
-    )
+    return restore_rules(revision, limit, max_waiting, order, max_keys, rate)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from asyncguard.admission import Partition
 from asyncguard.order import FairQueue, queue_for
-from asyncguard.ticket import EXCLUSIVE, Declaration, Terms, new_ticket
+from asyncguard.ticket import EXCLUSIVE, Declaration, Rate, Rules, Terms, new_ticket
 
 if TYPE_CHECKING:
     from asyncguard.admission import Admission
@@ -28,6 +28,25 @@ class StoredTicket(NamedTuple):
     tenant: str
     label: str
     owner: str
+
+
+def restore_rules(
+    revision: int,
+    limit: int,
+    max_waiting: int | None,
+    order: Order,
+    max_keys: int,
+    rate: tuple[int, float, int] | None,
+) -> Rules:
+    """Make the rules that a guard was declared with; of its pace there are count, seconds and burst."""
+    return Rules(
+        limit=limit,
+        max_waiting=max_waiting,
+        order=order,
+        rate=rate and Rate(*rate),
+        max_keys=max_keys,
+        revision=revision,
+    )
 
 
 def restore_partition(

@@ -17,8 +17,14 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, final
 
 from asyncguard.admission import KEEP, Admission, Partition
-from asyncguard.backends.restored import StoredTicket, restore_partition, restore_tenant, restore_ticket
-from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rate, Rules
+from asyncguard.backends.restored import (
+    StoredTicket,
+    restore_partition,
+    restore_rules,
+    restore_tenant,
+    restore_ticket,
+)
+from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
     from asyncguard.backends.lives import Lives
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Ticket
+    from asyncguard.ticket import Rules, Ticket
 
 VERSION: Final = 1
 """Of the schema; another one's file is not opened."""
@@ -531,11 +537,4 @@ def _as_text(rules: Rules) -> str:
 
 def _as_rules(text: str) -> Rules:
     limit, max_waiting, order, rate, max_keys, revision = json.loads(text)
-    return Rules(
-        limit=limit,
-        max_waiting=max_waiting,
-        order=order,
-        rate=rate and Rate(*rate),
-        max_keys=max_keys,
-        revision=revision,
-    )
+    return restore_rules(revision, limit, max_waiting, order, max_keys, rate)

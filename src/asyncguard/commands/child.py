@@ -114,9 +114,8 @@ class Child:
         if number in _FOR_THE_TERMINAL and not self._is_told_to_stop and self._give_terminal():
             self.signal(signal.SIGCONT)
         elif number in _FOR_THE_TERMINAL and _is_orphaned():
-            if (
-                not self._is_hung_up
-            ):  # as the system does with a job that is left; who ignores that stays stopped
+            # As the system does with a job that is left; who ignores that stays stopped.
+            if not self._is_hung_up:
                 self._is_hung_up = True
                 self.signal(signal.SIGHUP)
                 self.signal(signal.SIGCONT)

@@ -381,16 +381,8 @@ def server_timing(permits: Sequence[Permit]) -> bytes:
 
     A guard that was taken more than once has one pair of entries with the sums.
     """
-    if len(permits) == 1:  # as below, in place
-        permit = permits[0]
-        granted = permit.granted
-        waited = granted - permit.arrival
-        held = (permit.backend.clock.now() if permit.state == "held" else permit.ended) - granted
-        return _written(
-            permit.terms.guard.name,
-            (waited + _TENTH // 2) // _TENTH if waited > 0 else 0,
-            (held + _TENTH // 2) // _TENTH if held > 0 else 0,
-        )
+    if len(permits) == 1:
+        return _entries(permits[0].terms.guard.name, *_times(permits[0]))
     sums: dict[str, tuple[int, int]] = {}
     for permit in permits:
         guard = permit.terms.guard.name
