@@ -148,7 +148,7 @@ async def test_one_that_was_killed_is_found_however_often_it_rings(
     backend: Any = ag.open()
     async with asyncio.timeout(20):
         while not waits.done():
-            backend._porter._wake_up()
+            backend._porter._waker.wake()
             await asyncio.sleep(0.02)
     await (await waits).release()
     await ag.aclose()
