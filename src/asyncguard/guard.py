@@ -206,7 +206,7 @@ class Guard:
                 future = self._expect(permit, scope)
                 try:
                     if answer is not None:
-                        await answer
+                        await self._hear(answer, permit, scope)
                     reason = await future
                 except BaseException as error:
                     self._withdraw(permit, error)
@@ -513,7 +513,7 @@ class Guard:
             if served is not None:
                 served.wait_begins(permit)
             if answer is not None:
-                await answer
+                await self._hear(answer, permit, scope)
             reason = await future
             if served is not None:
                 served.wait_ends(permit)
@@ -555,8 +555,12 @@ class Guard:
             Refused: it was refused.
             WouldDeadlock: the task that would wait holds what it waits for.
         """
-        if scope.innermost is not None:
-            self._check_deadlock(permit, scope)
+        if scope.innermost is not None and permit.state != "new":
+            deadlock = self._find_deadlock(permit, scope)
+            if deadlock is not None:
+                permit.backend.leave(permit)
+                permit.tell("withdrawn")
+                raise deadlock
         if permit.state != "waiting":
             if permit.state == "refused":
                 raise self._refuse(permit, None)
@@ -612,7 +616,20 @@ class Guard:
             else:
                 permit.tell("withdrawn")
 
-    def _check_deadlock(self, permit: Permit, scope: Scope) -> None:
+    async def _hear(self, answer: Awaitable[None], permit: Permit, scope: Scope) -> None:
+        """Wait for the answer of a backend that takes its time.
+
+        Raises:
+            BackendUnavailable: there is none.
+            WouldDeadlock: the task holds what it would wait for.
+        """
+        await answer
+        if scope.innermost is not None and permit.state == "waiting":
+            deadlock = self._find_deadlock(permit, scope)
+            if deadlock is not None:
+                raise deadlock
+
+    def _find_deadlock(self, permit: Permit, scope: Scope) -> WouldDeadlock | None:
         for mine in scope:
             if (
                 mine.backend.place == permit.backend.place
@@ -621,13 +638,12 @@ class Guard:
                 and mine.state == "held"
                 and mine.partition.is_full_for(permit)
             ):
-                permit.backend.leave(permit)
-                permit.tell("withdrawn")
                 who = "thread" if scope.loop is None else "task"
-                raise WouldDeadlock(
+                return WouldDeadlock(
                     f"this {who} waits for {self!r} while it holds {mine!r}, so neither can go on: take the "
                     "guard once, around all the work"
                 )
+        return None
 
     def _refuse(self, permit: Permit, gave_up: Reason | None) -> Refused:
         refusal = self._refusal(permit, gave_up)

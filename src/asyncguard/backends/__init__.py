@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Final, Protocol, cast
 from urllib.parse import unquote
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 _LEAST_SQLITE: Final = (3, 40)
 _WITH_SQLITE: Final = ("linux", "darwin")
+_REDIS: Final = ("redis", "rediss", "valkey", "valkeys")
 
 
 class Backend(Protocol):
@@ -124,9 +126,16 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
         from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415
 
         return SqliteBackend(path_of(cast("str", url)), clock, namespace)
+    if scheme in _REDIS:
+        if find_spec("redis") is None:
+            raise ValueError(f"url: {scheme}:// needs redis-py: install `asyncguard[redis]`")
+        from asyncguard.backends.redis import RedisBackend  # noqa: PLC0415
+
+        return RedisBackend(cast("str", url), clock, namespace)
     raise ValueError(
         f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
-        "known: memory: (this process alone) and sqlite:///path/guards.db (all processes of this host)"
+        "known: memory: (this process alone), sqlite:///path/guards.db (all processes of this host), and "
+        "redis://host:6379/0, rediss:// or valkey:// (all hosts)"
     )
 
 

@@ -1000,6 +1000,7 @@ function rules.enter(
     end
     if ticket.state == 'waiting' then
         rules.note_first_lease()
+        ticket.outlook = {waiting = p.waiting, limit = rules.limit_of(p)}
     end
     return rules.finish({rules.row_of(ticket)})
 end

@@ -13,8 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pkgutil
 import struct
-from importlib import resources
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 from urllib.parse import quote, unquote
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Order, Rules, State, Ticket
 
-SCRIPT: Final = resources.files("asyncguard.backends").joinpath("redis.lua").read_text("utf-8")
+SCRIPT: Final = (pkgutil.get_data("asyncguard.backends", "redis.lua") or b"").decode()
 SHA: Final = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 MOST_RENEWED: Final = 500
 """Tickets that one call renews: all of them are there while the server does nothing else."""
@@ -209,7 +209,7 @@ class RedisRules:
             ticket.granted = self._tick(row.granted)
         if row.ended:
             ticket.ended = self._tick(row.ended)
-        if row.outlook is not None:
+        if row.reason and row.outlook is not None:
             ticket.reason = cast("Reason", row.reason)
             ticket.outlook = row.outlook
 

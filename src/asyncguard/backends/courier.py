@@ -1,0 +1,398 @@
+"""The threads that talk to a Redis or Valkey server for one client: whatever its event loops do meanwhile."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import queue
+import threading
+import time
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Protocol, final
+
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoPermissionError,
+    NoScriptError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
+
+from asyncguard.backends.redis_rules import SCRIPT, SHA
+from asyncguard.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from asyncguard.backends.redis_rules import Call
+
+_log = logging.getLogger("asyncguard")
+_MOST_AT_ONCE: Final = 100
+"""Requests that are sent before the first of their answers is read."""
+_FIRST_PAUSE: Final = 0.02
+_LONGEST_PAUSE: Final = 0.5
+"""Seconds between two attempts to connect: twice as many after each that failed, up to here."""
+_EACH: Final = 1.0
+"""Seconds after which a listener that heard nothing asks whether the server is there."""
+_PASSING: Final = (ReadOnlyError, ClusterDownError, AskError, TryAgainError)
+"""Answers that say that the server, or this one, can't decide just now."""
+_LASTING: Final = (AuthenticationError, NoPermissionError)
+"""What time won't mend."""
+FAULTS: Final = (RedisError, OSError)
+"""What is wrong with a server, as it shows."""
+
+
+class Server(Protocol):
+    """Where connections are made to; `asyncguard.backends.redis_url` makes it of a URL."""
+
+    name: str
+    """What people know it by; no password."""
+    timeout: float
+    """Seconds that anything asked of it may take."""
+
+    def connect(self) -> Any:
+        """Make a connection of redis-py, and connect it."""
+        ...
+
+
+class Receiver(Protocol):
+    """For whom the threads work: they hold it weakly, and end when it is gone."""
+
+    @property
+    def expects_news(self) -> bool:
+        """Whether notices may come: then the server is asked each second whether it is there."""
+        ...
+
+    def connected(self, moment: int) -> None:
+        """Hear that the server answers, and what time it has there: microseconds since 1970."""
+
+    def tick(self) -> float | None:
+        """Do what time has brought; give the seconds until that is to be done again."""
+        ...
+
+    def heard(self, message: bytes) -> None:
+        """Hear a notice."""
+
+    def listens(self, *, anew: bool) -> None:
+        """Hear that notices come from now on; `anew`: some may have been missed."""
+
+    def out_of_reach(self, error: BackendUnavailable) -> None:
+        """Hear that the server hasn't been reached for as long as anybody waits for that."""
+
+
+class Request:
+    """Something to be sent, until it is answered, or isn't needed any more."""
+
+    __slots__ = ("answered", "call", "failed", "sent")
+
+    def __init__(
+        self,
+        call: Call,
+        answered: Callable[[Any, int], None],
+        failed: Callable[[BackendUnavailable, bool], bool],
+    ) -> None:
+        self.call = call
+        self.answered = answered
+        """Is called with the answer, and when it was first sent."""
+        self.failed = failed
+        """Is called with what is wrong, and whether the courier gives it up; else says whether to go on."""
+        self.sent = 0
+
+
+def unavailable(name: str, fault: object) -> BackendUnavailable:
+    """Say what is wrong with a server."""
+    error = BackendUnavailable(f"the server {name} can't be asked: {fault}")
+    if isinstance(fault, BaseException):
+        error.__cause__ = fault
+    return error
+
+
+def _will_pass(fault: ResponseError) -> bool:
+    return isinstance(fault, _PASSING) or str(fault).startswith(("BUSY", "UNKILLABLE", "LOADING"))
+
+
+@final
+class Listener(threading.Thread):
+    """Hears notices on a connection of its own, and has it renewed when it ends."""
+
+    def __init__(self, server: Server, receiver: Receiver) -> None:
+        super().__init__(name="asyncguard: listener", daemon=True)
+        self._server = server
+        self._receiver = weakref.ref(receiver)
+        self._connection: Any = None
+        self._sending = threading.Lock()
+        self._channels: set[str] = set()
+        self._news: deque[str] = deque()
+        """Those of which the server hasn't been told."""
+        self._is_over = False
+
+    def listen(self, channel: str) -> None:
+        """Hear what comes on a channel, once the courier has said so to the server."""
+        self._channels.add(channel)
+        self._news.append(channel)
+
+    def subscribe(self) -> None:
+        """Say to the server what is to be heard; from the courier's thread."""
+        channels = []
+        with contextlib.suppress(IndexError):
+            while True:
+                channels.append(self._news.popleft())
+        if channels:
+            self._say("SUBSCRIBE", *channels)
+
+    def stop(self) -> None:
+        """Have it end, soon; from the courier's thread."""
+        self._is_over = True
+        self._say("PING")
+
+    def _say(self, *command: str) -> None:
+        with self._sending:
+            connection = self._connection
+            if connection is not None:
+                with contextlib.suppress(*FAULTS):  # its thread notices, too
+                    connection.send_command(*command, check_health=False)
+
+    # --- its thread ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Listen until it is told to stop."""
+        pause, is_new = _FIRST_PAUSE, True
+        while not self._is_over:
+            try:
+                self._connect(anew=not is_new)
+                is_new, pause = False, _FIRST_PAUSE
+                self._listen()
+            except FAULTS:
+                pass  # that the server is out of reach is said by the courier, who asks it
+            except Exception:  # noqa: BLE001 - notices are hints, and another connection may do
+                _log.exception("asyncguard's listener of %s", self._server.name)
+            finally:
+                self._drop_connection()
+            if not self._is_over:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _connect(self, *, anew: bool) -> None:
+        connection = self._server.connect()
+        with self._sending:
+            self._connection = connection
+            if self._channels:
+                connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+        receiver = self._receiver()
+        if receiver is not None:
+            receiver.listens(anew=anew)
+
+    def _listen(self) -> None:
+        connection = self._connection
+        is_quiet = False
+        while not self._is_over:
+            if not connection.can_read(timeout=_EACH):
+                receiver = self._receiver()
+                if receiver is None:
+                    return
+                if not receiver.expects_news:
+                    continue
+                if is_quiet:
+                    raise TimeoutError("the server doesn't answer")
+                is_quiet = True
+                self._say("PING")
+                continue
+            is_quiet = False
+            answer = connection.read_response()
+            if not isinstance(answer, list):  # PONG, where nothing is listened to yet
+                continue
+            kind, *rest = answer
+            receiver = self._receiver()
+            if receiver is None:
+                return
+            if kind == b"message":
+                receiver.heard(rest[1])
+            elif kind == b"subscribe":
+                receiver.listens(anew=False)
+
+    def _drop_connection(self) -> None:
+        with self._sending:
+            connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*FAULTS):
+                connection.disconnect()
+
+
+@final
+class Courier(threading.Thread):
+    """Sends requests in order on one connection, and brings the answers."""
+
+    def __init__(self, server: Server, receiver: Receiver, now: Callable[[], int]) -> None:
+        super().__init__(name="asyncguard: courier", daemon=True)
+        self.listener = Listener(server, receiver)
+        self._server = server
+        self._receiver = weakref.ref(receiver, lambda _: self.stop())
+        self._now = now
+        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        """Also from finalisers: it needs no lock that these may hold already."""
+        self._waiting: deque[Request] = deque()
+        """Taken out of there, and not answered yet."""
+        self._connection: Any = None
+        self._is_over = False
+        self._down_since: float | None = None
+        self._fault: BaseException | None = None
+        self._pause = self._retry_at = 0.0
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done once nothing of it is left."""
+
+    def send(self, request: Request) -> None:
+        """Have something sent, after what was given before."""
+        self._inbox.put(request)
+        if self._is_over:
+            self._fail_all()
+
+    def wake(self) -> None:
+        """Have it see what time has brought, as that may come sooner now."""
+        self._inbox.put(None)
+
+    def stop(self) -> None:
+        """Have it end, once what was given before is answered or can't be."""
+        self._is_over = True
+        self._inbox.put(None)
+
+    # --- its thread ----------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Work until it is told to stop."""
+        self.listener.start()
+        try:
+            while True:
+                pause = self._tick()
+                self._collect(pause)
+                if self._waiting:
+                    self._deliver()
+                elif self._is_over:
+                    break
+        except BaseException as fault:  # noqa: BLE001 - it is told to whoever waits
+            self._fault = fault
+            _log.exception("asyncguard's courier of %s", self._server.name)
+        finally:
+            self._is_over = True
+            self._drop_connection()
+            self._fail_all()
+            self.listener.stop()
+            self.listener.join()
+            self.ended.set_result(None)
+
+    def _tick(self) -> float | None:
+        receiver = self._receiver()
+        if receiver is None:
+            self._is_over = True
+            return 0
+        if self._is_over:
+            return 0
+        return receiver.tick()
+
+    def _collect(self, pause: float | None) -> None:
+        """Take what was given; wait for it if there is nothing else to do."""
+        if self._waiting or self._is_over:
+            pause = max(0.0, self._retry_at - time.monotonic()) if self._waiting else 0.0
+        with contextlib.suppress(queue.Empty):
+            request = self._inbox.get(timeout=pause) if pause is None or pause else self._inbox.get_nowait()
+            while True:
+                if request is not None:
+                    self._waiting.append(request)
+                request = self._inbox.get_nowait()
+
+    def _deliver(self) -> None:
+        if time.monotonic() < self._retry_at:
+            return
+        began = time.monotonic()
+        try:
+            if self._connection is None:
+                self._connect()
+            self.listener.subscribe()
+            self._exchange()
+        except FAULTS as fault:
+            self._drop_connection()
+            self._note_outage(fault, began)
+
+    def _connect(self) -> None:
+        connection = self._server.connect()
+        self._connection = connection
+        began = self._now()
+        connection.send_command("TIME", check_health=False)
+        seconds, microseconds = connection.read_response()
+        moment = int(seconds) * 1_000_000 + int(microseconds)
+        receiver = self._receiver()
+        if receiver is not None:
+            receiver.connected(moment - (self._now() - began) // 2000)
+        self._down_since = self._fault = None
+
+    def _exchange(self) -> None:
+        """Send some of what waits, and read the answers."""
+        connection = self._connection
+        batch = [self._waiting[i] for i in range(min(_MOST_AT_ONCE, len(self._waiting)))]
+        now = self._now()
+        for request in batch:
+            request.sent = request.sent or now
+        connection.send_packed_command(
+            connection.pack_commands(_command(request.call) for request in batch), check_health=False
+        )
+        has_script = True
+        for request in batch:
+            try:
+                answer = connection.read_response()
+            except NoScriptError:
+                has_script = False
+                self._waiting.rotate(-1)  # to the end, in their order
+                continue
+            except ResponseError as fault:
+                if _will_pass(fault):
+                    raise
+                self._waiting.popleft().failed(unavailable(self._server.name, fault), True)
+            else:
+                self._waiting.popleft()
+                request.answered(answer, request.sent)
+        if not has_script:
+            connection.send_command("SCRIPT LOAD", SCRIPT, check_health=False)
+            connection.read_response()
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with contextlib.suppress(*FAULTS):
+                connection.disconnect()
+
+    def _note_outage(self, fault: BaseException, began: float) -> None:
+        self._fault = fault
+        if self._down_since is None:
+            self._down_since = began
+            self._pause = 0.0  # perhaps only this connection had ended
+        now = time.monotonic()
+        self._retry_at = now + self._pause
+        self._pause = min(2 * self._pause + _FIRST_PAUSE, _LONGEST_PAUSE)
+        if now - self._down_since >= self._server.timeout or self._is_over or isinstance(fault, _LASTING):
+            error = unavailable(self._server.name, fault)
+            self._waiting = deque(
+                request for request in self._waiting if request.failed(error, self._is_over)
+            )
+            receiver = self._receiver()
+            if receiver is not None:
+                receiver.out_of_reach(error)
+
+    def _fail_all(self) -> None:
+        error = unavailable(self._server.name, self._fault or "it is being closed; try again")
+        with contextlib.suppress(queue.Empty):
+            while True:
+                request = self._inbox.get_nowait()
+                if request is not None:
+                    self._waiting.append(request)
+        with contextlib.suppress(IndexError):
+            while True:
+                self._waiting.popleft().failed(error, True)
+
+
+def _command(call: Call) -> Sequence[Any]:
+    return ("EVALSHA", SHA, 1, call.key, *call.args)

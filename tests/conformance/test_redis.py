@@ -1,0 +1,20 @@
+"""The Redis backend keeps the rules."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+from asyncguard import AsyncGuard
+from asyncguard.testing.conformance import BackendConformance, MakeAsyncGuard
+
+
+class TestRedis(BackendConformance):
+    shared = True
+    answers_at_once = False
+    frees_the_dead = 3.0
+
+    @pytest.fixture
+    def make_ag(self, redis_url: str) -> MakeAsyncGuard:
+        return functools.partial(AsyncGuard, f"{redis_url}?lease=1")
