@@ -119,8 +119,8 @@ class RedisBackend:
         self.place: object = (*cast("tuple[object, ...]", server.place), namespace)
         self.assumptions = (
             f"redis: guards all processes of all hosts that use {server.name} in namespace {namespace!r}; "
-            f"one unheard of for {server.lease / TICKS:g} s loses its permits. It rests on the server keeping "
-            "what it acknowledged, and on clocks whose rates differ by less than 1 %"
+            f"one unheard of for {server.lease / TICKS:g} s loses its permits. It rests on the "
+            "server keeping what it acknowledged, and on clocks whose rates differ by less than 1 %"
         )
         self._system = clock
         self._start_anew()
