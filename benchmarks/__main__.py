@@ -8,12 +8,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks import memory, overload, requests, sqlite
+from benchmarks import memory, on_redis, overload, requests, sqlite
 from benchmarks.table import Progress, write_json
 
 QUESTIONS = {
     "memory": memory.measure,
     "sqlite": sqlite.measure,
+    "redis": on_redis.measure,
     "requests": requests.measure,
     "overload": overload.measure,
 }

@@ -532,6 +532,9 @@ MUTANTS = {
     "who is too large is kept": Mutant(
         "if p.beyond > 0 then", "if p.beyond < 0 then", {"max_waiting": None}, (0, 5)
     ),
+    "what was fetched before stands": Mutant(
+        "    fetched = nil\n    local ends", "    local ends", LINE, (0,)
+    ),
     "a hopeless one waits": Mutant(
         "return wait and (wait > patience", "return false and (wait > patience", LINE, (0, 0, 2)
     ),
