@@ -15,7 +15,7 @@ from asyncguard import AsyncGuard
 from benchmarks.table import Progress, Row, interleaved
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from valkey_server import connect, running_server  # noqa: E402 - the tests know how to start one
+from valkey_server import connect, running_server
 
 _ALONE = 1000
 _TASKS = 20
@@ -24,7 +24,7 @@ _LEASE = 30
 
 
 def measure(progress: Progress) -> list[Row]:
-    """Measure all of it on a server that is started for it, or the one that ASYNCGUARD_TEST_REDIS_URL names."""
+    """Measure it on a server started for it, or the one that ASYNCGUARD_TEST_REDIS_URL names."""
     with running_server() as url:
         alone = interleaved(
             "redis, alone",

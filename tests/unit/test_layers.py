@@ -56,7 +56,11 @@ _UPWARD: dict[str, set[str]] = {
         "testing",
     },
 }
-_DRIVERS = {"backends.redis_url": {"redis"}, "backends.courier": {"redis"}}
+_DRIVERS = {
+    "backends.redis_url": {"redis"},
+    "backends.courier": {"redis"},
+    "backends.lane": {"hiredis"},
+}
 """Which modules talk to a server, and by which library: they are imported where a URL names one."""
 _PURE_PARTS_OF_BACKENDS = {"backends.claims", "backends.redis_rules", "backends.restored"}
 _LATE = {("hub", "http"), ("backends", "backends.memory")}
@@ -70,6 +74,7 @@ _FRAMEWORKS = {
     "rich",
     "opentelemetry",
     "redis",
+    "hiredis",
     "valkey",
     "psycopg",
 }

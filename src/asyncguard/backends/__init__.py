@@ -127,8 +127,8 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
 
         return SqliteBackend(path_of(cast("str", url)), clock, namespace)
     if scheme in _REDIS:
-        if find_spec("redis") is None:
-            raise ValueError(f"url: {scheme}:// needs redis-py: install `asyncguard[redis]`")
+        if find_spec("redis") is None or find_spec("hiredis") is None:
+            raise ValueError(f"url: {scheme}:// needs redis-py with hiredis: install `asyncguard[redis]`")
         from asyncguard.backends.redis import RedisBackend  # noqa: PLC0415
 
         return RedisBackend(cast("str", url), clock, namespace)

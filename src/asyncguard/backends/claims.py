@@ -148,7 +148,7 @@ class Claims:
 
     def _hear_it_is_gone(self, claim: Claim, sent: int | None, now: int) -> Verdict:
         ticket = claim.ticket
-        if ticket.state == "new" or sent is None or sent <= claim.entered:
+        if sent is None or sent <= claim.entered or not claim.expires:
             return "nothing"  # it was asked for before it had entered
         if ticket.state == "held":
             self._lose(claim, now)

@@ -24,15 +24,20 @@ from redis.exceptions import (
     TryAgainError,
 )
 
+from asyncguard.backends.lane import Lane
 from asyncguard.backends.redis_rules import SCRIPT, SHA
+from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    import asyncio
+    from collections.abc import Callable
 
     from asyncguard.backends.redis_rules import Call
 
 _log = logging.getLogger("asyncguard")
+_OFTEN: Final = 16
+"""How often a loop has to ask until it gets a lane of its own: many live for one request only."""
 _MOST_AT_ONCE: Final = 100
 """Requests that are sent before the first of their answers is read."""
 _FIRST_PAUSE: Final = 0.02
@@ -103,6 +108,11 @@ class Request:
         self.failed = failed
         """Is called with what is wrong, and whether the courier gives it up; else says whether to go on."""
         self.sent = 0
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        """What is sent."""
+        return ("EVALSHA", SHA, 1, self.call.key, *self.call.args)
 
 
 def unavailable(name: str, fault: object) -> BackendUnavailable:
@@ -234,10 +244,15 @@ class Courier(threading.Thread):
         self._server = server
         self._receiver = weakref.ref(receiver, lambda _: self.stop())
         self._now = now
-        self._inbox: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Request | asyncio.AbstractEventLoop | None] = queue.SimpleQueue()
         """Also from finalisers: it needs no lock that these may hold already."""
         self._waiting: deque[Request] = deque()
         """Taken out of there, and not answered yet."""
+        self._lanes: dict[asyncio.AbstractEventLoop, Lane | None] = {}
+        """Of loops that ask often; None: one is being opened."""
+        self._asked: dict[asyncio.AbstractEventLoop, int] = {}
+        """How often other loops have."""
+        self._openings: list[asyncio.AbstractEventLoop] = []
         self._connection: Any = None
         self._is_over = False
         self._down_since: float | None = None
@@ -251,6 +266,34 @@ class Courier(threading.Thread):
         self._inbox.put(request)
         if self._is_over:
             self._fail_all()
+
+    def send_from(self, loop: asyncio.AbstractEventLoop | None, request: Request) -> None:
+        """Have something sent by whatever runs on a loop: by its own lane, if it has one."""
+        lane = self._lanes.get(loop) if loop is not None else None
+        if lane is not None and lane.is_open:
+            lane.send(request)
+            return
+        self.send(request)
+        if loop is not None and loop not in self._lanes:
+            self._count(loop)
+
+    def _count(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Count what a loop asks; if it asks often, have a lane opened for it."""
+        asked = self._asked.get(loop)
+        if asked is None:
+            self._forget_closed_loops()
+            asked = 0
+        self._asked[loop] = asked + 1
+        if asked + 1 == _OFTEN:
+            self._lanes[loop] = None
+            self._inbox.put(loop)
+
+    def _forget_closed_loops(self) -> None:
+        for loop in [loop for loop in list(self._asked) if loop.is_closed()]:
+            self._asked.pop(loop, None)
+            lane = self._lanes.pop(loop, None)
+            if lane is not None:
+                lane.close()
 
     def wake(self) -> None:
         """Have it see what time has brought, as that may come sooner now."""
@@ -270,8 +313,10 @@ class Courier(threading.Thread):
             while True:
                 pause = self._tick()
                 self._collect(pause)
+                self.listener.subscribe()
                 if self._waiting:
                     self._deliver()
+                    self._open_lanes()
                 elif self._is_over:
                     break
         except BaseException as fault:  # noqa: BLE001 - it is told to whoever waits
@@ -280,6 +325,9 @@ class Courier(threading.Thread):
         finally:
             self._is_over = True
             self._drop_connection()
+            for lane in list(self._lanes.values()):
+                if lane is not None:
+                    lane.close_from_elsewhere()
             self._fail_all()
             self.listener.stop()
             self.listener.join()
@@ -301,9 +349,38 @@ class Courier(threading.Thread):
         with contextlib.suppress(queue.Empty):
             request = self._inbox.get(timeout=pause) if pause is None or pause else self._inbox.get_nowait()
             while True:
-                if request is not None:
+                if isinstance(request, Request):
                     self._waiting.append(request)
+                elif request is not None:
+                    self._openings.append(request)
                 request = self._inbox.get_nowait()
+
+    def _open_lanes(self) -> None:
+        """Connect the loops that ask often, if all is well."""
+        while self._openings and self._connection is not None:
+            loop = self._openings.pop()
+            try:
+                connection = self._server.connect()
+            except FAULTS:
+                self._lanes.pop(loop, None)
+                continue
+            with contextlib.suppress(RuntimeError):  # it was closed meanwhile
+                loop.call_soon_threadsafe(self._open_lane, loop, connection)
+
+    def _open_lane(self, loop: asyncio.AbstractEventLoop, connection: Any) -> None:
+        """Open a loop's lane, on that loop."""
+        if self._is_over:
+            return
+        with contextlib.suppress(NotImplementedError):  # it can't watch sockets: then the courier does all
+            lane = Lane(connection, loop, self._now, self._server.timeout / 4, self._take_back)
+            self._lanes[loop] = lane
+
+    def _take_back(self, request: Request, lane: Lane) -> None:
+        """Take what a lane couldn't see to, or could no more."""
+        if not lane.is_open and self._lanes.get(lane.loop) is lane:
+            del self._lanes[lane.loop]
+            self._asked[lane.loop] = 0
+        self.send(request)
 
     def _deliver(self) -> None:
         if time.monotonic() < self._retry_at:
@@ -312,7 +389,6 @@ class Courier(threading.Thread):
         try:
             if self._connection is None:
                 self._connect()
-            self.listener.subscribe()
             self._exchange()
         except FAULTS as fault:
             self._drop_connection()
@@ -338,7 +414,7 @@ class Courier(threading.Thread):
         for request in batch:
             request.sent = request.sent or now
         connection.send_packed_command(
-            connection.pack_commands(_command(request.call) for request in batch), check_health=False
+            connection.pack_commands(request.command for request in batch), check_health=False
         )
         has_script = True
         for request in batch:
@@ -368,7 +444,8 @@ class Courier(threading.Thread):
     def _note_outage(self, fault: BaseException, began: float) -> None:
         self._fault = fault
         if self._down_since is None:
-            self._down_since = began
+            unheard = (self._now() - self._waiting[0].sent) / TICKS if self._waiting[0].sent else 0.0
+            self._down_since = min(began, time.monotonic() - unheard)
             self._pause = 0.0  # perhaps only this connection had ended
         now = time.monotonic()
         self._retry_at = now + self._pause
@@ -387,12 +464,8 @@ class Courier(threading.Thread):
         with contextlib.suppress(queue.Empty):
             while True:
                 request = self._inbox.get_nowait()
-                if request is not None:
+                if isinstance(request, Request):
                     self._waiting.append(request)
         with contextlib.suppress(IndexError):
             while True:
                 self._waiting.popleft().failed(error, True)
-
-
-def _command(call: Call) -> Sequence[Any]:
-    return ("EVALSHA", SHA, 1, call.key, *call.args)

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
     from asyncguard.admission import Setting
     from asyncguard.backends.claims import Claim
-    from asyncguard.backends.redis_rules import Answer, Call, Row
+    from asyncguard.backends.redis_rules import Call, Row
     from asyncguard.clock import Clock, Timer
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Declaration, Ticket
+    from asyncguard.ticket import Declaration, Rules, Ticket
 
 _log = logging.getLogger("asyncguard")
 _RENEWALS_PER_LEASE: Final = 3
@@ -219,8 +219,12 @@ class RedisBackend:
         future: asyncio.Future[None] = loop.create_future()
         with self._lock:
             self._claims.enter(ticket, now)
-            if self._renew_at is None:
+            is_first = self._renew_at is None
+            if is_first:
                 self._renew_at = now + self.lease // _RENEWALS_PER_LEASE
+        courier = self._hire()
+        if is_first:
+            courier.wake()
         call = self._rules.enter(ticket)
 
         def answered(raw: Any, sent: int) -> None:
@@ -233,7 +237,7 @@ class RedisBackend:
             _on(loop, _set_exception, future, error)
             return False
 
-        self._send(call, answered, failed)
+        courier.send_from(loop, Request(call, answered, failed))
         return future
 
     def _is_ours(self, ticket_id: int | str) -> bool:
@@ -295,7 +299,8 @@ class RedisBackend:
                 self._undone.append((ticket, call, now))
             return is_worth_it
 
-        self._send(call, answered, failed)
+        loop = asyncio._get_running_loop()  # noqa: SLF001 - None where none runs
+        self._hire().send_from(loop, Request(call, answered, failed))
 
     def held(self, guard: str) -> list[Ticket]:
         return [
@@ -353,18 +358,20 @@ class RedisBackend:
         answer = self._rules.read(call, raw)
         for more in answer.more:
             self._send_aside(declaration, more)
-        self._note_standing(declaration, answer)
-        guarded = self._use(declaration)
+        if answer.standing is not None:
+            self._note_standing(declaration, answer.standing)
         if answer.due is not None:
+            guarded = self._use(declaration)
             due = self._system.now() + answer.due - answer.now
             guarded.due = due if guarded.due is None else min(due, guarded.due)
         self._hear(answer.rows, sent, entering)
-        self._hear(answer.decided, None, entering)
+        if answer.decided:
+            self._hear(answer.decided, None, entering)
         return answer.rows
 
-    def _note_standing(self, declaration: Declaration, answer: Answer) -> None:
-        standing, rules = answer.standing, declaration.rules
-        if standing is None or standing.revision != rules.revision:
+    def _note_standing(self, declaration: Declaration, standing: Rules) -> None:
+        rules = declaration.rules
+        if standing.revision != rules.revision:
             return
         guarded = self._use(declaration)
         if not guarded.told:
@@ -458,11 +465,9 @@ class RedisBackend:
         for ticket in lost:
             self._send_leave(ticket, self._rules.leave(ticket, finished=False), now)
             ticket.notify()
-        moments = []
-        if len(self._claims):
-            moments.append(self._renew_in_time(now))
-        else:
-            self._renew_at = None
+            if not len(self._claims):
+                self._renew_at = None
+        moments = [] if self._renew_at is None else [self._renew_in_time(now)]
         moments += [
             moment
             for moment in map(functools.partial(self._attend, now), list(self._guards.values()))
@@ -553,7 +558,10 @@ class _NotAtOnce:
 
 
 def _on(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: Any) -> bool:
-    """Have something done on a loop; False where it is closed."""
+    """Have something done on a loop, at once where it runs here; False where it is closed."""
+    if asyncio._get_running_loop() is loop:  # noqa: SLF001
+        callback(*args)
+        return True
     try:
         loop.call_soon_threadsafe(callback, *args)
     except RuntimeError:

@@ -35,12 +35,15 @@ if TYPE_CHECKING:
     from asyncguard.admission import Setting
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Order, Rules, State, Ticket
+    from asyncguard.ticket import Order, Rules, State, Terms, Ticket
 
 SCRIPT: Final = (pkgutil.get_data("asyncguard.backends", "redis.lua") or b"").decode()
 SHA: Final = hashlib.sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 MOST_RENEWED: Final = 500
 """Tickets that one call renews: all of them are there while the server does nothing else."""
+
+_MOST_HEADS: Final = 1000
+_read_json: Final = json.JSONDecoder().raw_decode
 
 
 class Call(NamedTuple):
@@ -103,6 +106,8 @@ class RedisRules:
         self.epoch = epoch
         self._ring = "SPUBLISH" if cluster else "PUBLISH"
         self._now = now
+        self._heads: dict[int, tuple[Declaration, str, tuple[str, ...]]] = {}
+        """What calls begin with, by the identity of a declaration, which is kept with it."""
 
     # --- what is sent --------------------------------------------------------------------------
 
@@ -121,30 +126,21 @@ class RedisRules:
         the tick at which it had arrived, where the server has forgotten that it waits: it keeps its place.
         """
         terms = ticket.terms
-        return self._call(
-            terms.guard,
-            "enter",
-            ticket.id,
-            _encode(ticket.key),
-            terms.lease // TICKS_PER_MICROSECOND,
-            terms.permits,
-            "" if terms.patience is None else terms.patience,
-            terms.priority // TICKS_PER_MICROSECOND,
-            quote(terms.tenant, ""),
-            repr(terms.share),
-            terms.label,
-            terms.owner,
-            "" if terms.within is None else terms.within,
-            int(wait),
-            "" if since is None else (since + self.epoch) // TICKS_PER_MICROSECOND,
-        )
+        asked = terms.place  # the same for all tickets that ask the same
+        if asked is None:
+            asked = terms.place = _ask(terms)
+        back = "" if since is None else str((since + self.epoch) // TICKS_PER_MICROSECOND)
+        key, head = self._head(terms.guard)
+        waits = "1" if wait else "0"
+        return Call(key, ("enter", *head, str(ticket.id), _encode(ticket.key), *asked, waits, back))
 
     def leave(self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True) -> Call:
         """Release if held, withdraw if waiting; idempotent, and a late enter finds that it left."""
         terms = ticket.terms
-        lease = terms.lease // TICKS_PER_MICROSECOND
-        key = _encode(ticket.key)
-        return self._call(terms.guard, "leave", ticket.id, key, lease, reason or "", int(finished))
+        lease = str(terms.lease // TICKS_PER_MICROSECOND)
+        key, head = self._head(terms.guard)
+        ended = "1" if finished else "0"
+        return Call(key, ("leave", *head, str(ticket.id), _encode(ticket.key), lease, reason or "", ended))
 
     def renew(self, declaration: Declaration, ids: Sequence[int | str]) -> Call:
         """Extend the leases of at most `MOST_RENEWED` tickets of one guard; their rows say who is left."""
@@ -178,9 +174,20 @@ class RedisRules:
         return self._call(declaration, "is_full", _encode(key), permits)
 
     def _call(self, declaration: Declaration, operation: str, *needs: object) -> Call:
-        now = "" if self._now is None else str(self._now())
-        args = (operation, now, self.client, self._ring, _as_text(declaration.rules), *map(str, needs))
-        return Call(self.base(declaration.name), args)
+        key, head = self._head(declaration)
+        return Call(key, (operation, *head, *map(str, needs)))
+
+    def _head(self, declaration: Declaration) -> tuple[str, tuple[str, ...]]:
+        """Name the key, and what each call on a guard begins with, after the operation."""
+        known = self._heads.get(id(declaration))
+        if known is None or known[0] is not declaration:
+            if len(self._heads) > _MOST_HEADS:
+                self._heads.clear()
+            text = _as_text(declaration.rules)
+            head: tuple[str, ...] = ("", self.client, self._ring, text)
+            known = self._heads[id(declaration)] = declaration, self.base(declaration.name), head
+        _, key, head = known
+        return key, head if self._now is None else (str(self._now()), *head[1:])
 
     # --- what comes back -----------------------------------------------------------------------
 
@@ -191,8 +198,8 @@ class RedisRules:
             [Call(call.key, (_text(name), *call.args[1:5], *map(_text, rest))) for name, *rest in more],
             self._tick(int(due)) if due else None,
             _as_rules(_text(standing)) if standing else None,
-            [_read_row(json.loads(row)) for row in rows],
-            [_read_row(json.loads(row)) for row in decided],
+            [_read_row(_read_json(_text(row))[0]) for row in rows],
+            [_read_row(_read_json(_text(row))[0]) for row in decided],
             self._tick(int(now)),
         )
 
@@ -278,6 +285,21 @@ class RedisRules:
 
     def _tick(self, moment: int) -> int:
         return moment * TICKS_PER_MICROSECOND - self.epoch
+
+
+def _ask(terms: Terms) -> tuple[str, ...]:
+    """Write what tickets ask for, in the order in which the script takes it."""
+    return (
+        str(terms.lease // TICKS_PER_MICROSECOND),
+        str(terms.permits),
+        "" if terms.patience is None else str(terms.patience),
+        str(terms.priority // TICKS_PER_MICROSECOND),
+        quote(terms.tenant, ""),
+        repr(terms.share),
+        terms.label,
+        terms.owner,
+        "" if terms.within is None else str(terms.within),
+    )
 
 
 def _encode(key: str | None) -> str:
