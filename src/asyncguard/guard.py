@@ -216,7 +216,7 @@ class Guard:
                     permit.future = None  # as _conclude does it, in place
                     permits.popleft()
                 else:
-                    self._conclude(permit, reason)
+                    await self._conclude(permit, reason)
         permit.scope = scope
         if permit.state != "held":
             raise self._lost_already(permit)
@@ -523,7 +523,7 @@ class Guard:
                 with contextlib.suppress(ClientLeft):
                     served.wait_ends(permit)
             raise
-        self._conclude(permit, reason)
+        await self._conclude(permit, reason)
 
     def _open_block(self, permit: Permit, scope: Scope) -> None:
         permit.open_block(scope)
@@ -591,16 +591,25 @@ class Guard:
             self._row = row
         return row
 
-    def _conclude(self, permit: Permit, reason: Reason | None) -> None:
+    async def _conclude(self, permit: Permit, reason: Reason | None) -> None:
         """See what came of a wait.
 
         Raises:
             Refused: it wasn't a permit.
         """
         permit.row.forget(permit)
-        if permit.state != "held":
-            permit.backend.leave(permit, reason)
-            raise self._refuse(permit, reason)
+        if permit.state == "held":
+            return
+        left = permit.backend.leave(permit, reason)
+        if left is not None:  # the answer says how long others would wait
+            try:
+                await left
+            except BackendUnavailable:
+                pass
+            except BaseException:
+                permit.tell_later("withdrawn")
+                raise
+        raise self._refuse(permit, reason)
 
     def _withdraw(self, permit: Permit, error: BaseException) -> None:
         """Leave no trace of a wait that was broken off."""

@@ -332,6 +332,12 @@ class Permit(Ticket):
         return self.extra.real or self if self.extra is not None else self
 
     @property
+    def _why_lost(self) -> str:
+        if getattr(self, "reason", None) == "unavailable":
+            return "was lost, as the backend couldn't be asked in time to keep it,"
+        return "was taken away"
+
+    @property
     def guard(self) -> str:
         """Name of the guard."""
         return self.terms.guard.name
@@ -378,7 +384,7 @@ class Permit(Ticket):
         future = self.future
         if future is None:
             if self.state == "lost":
-                self._lose(PermitLost(f"{self!r} was taken away after {self.held:.3f} s"))
+                self._lose(PermitLost(f"{self!r} {self._why_lost} after {self.held:.3f} s"))
             return True
         row = self.row
         if interrupts or not (
@@ -396,7 +402,7 @@ class Permit(Ticket):
         try:
             self.row.loop.call_soon_threadsafe(self.resolve, reason)
         except RuntimeError:
-            self._tell_later("withdrawn")
+            self.tell_later("withdrawn")
             return False
         return True
 
@@ -445,9 +451,9 @@ class Permit(Ticket):
     def abandon(self, kind: Kind) -> None:
         """Leave from a finaliser, perhaps."""
         self.backend.abandon(self)
-        self._tell_later(kind)
+        self.tell_later(kind)
 
-    def _tell_later(self, kind: Kind) -> None:
+    def tell_later(self, kind: Kind) -> None:
         """Have its observers hear what happened, but not here: it may be a finaliser."""
         if self.extra is not None and self.extra.audience is not None:
             self.extra.audience.hear_later(kind, self)

@@ -257,6 +257,8 @@ class Courier(threading.Thread):
         self._is_over = False
         self._down_since: float | None = None
         self._fault: BaseException | None = None
+        self._has_told = False
+        """Whether it was said that the server is out of reach."""
         self._pause = self._retry_at = 0.0
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
@@ -404,6 +406,9 @@ class Courier(threading.Thread):
         receiver = self._receiver()
         if receiver is not None:
             receiver.connected(moment - (self._now() - began) // 2000)
+        if self._has_told:
+            self._has_told = False
+            _log.warning("the server %s answers again", self._server.name)
         self._down_since = self._fault = None
 
     def _exchange(self) -> None:
@@ -452,6 +457,11 @@ class Courier(threading.Thread):
         self._pause = min(2 * self._pause + _FIRST_PAUSE, _LONGEST_PAUSE)
         if now - self._down_since >= self._server.timeout or self._is_over or isinstance(fault, _LASTING):
             error = unavailable(self._server.name, fault)
+            if not self._has_told:
+                self._has_told = True
+                _log.warning(
+                    "%s: nobody is let in, and who holds a permit keeps it until its lease ends", error
+                )
             self._waiting = deque(
                 request for request in self._waiting if request.failed(error, self._is_over)
             )
