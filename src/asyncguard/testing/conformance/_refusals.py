@@ -160,6 +160,18 @@ class Refusals(Suite):
         await permit.release()
 
     @in_a_loop
+    async def test_who_gives_up_hears_how_long_another_would_wait(self, scene: Scene) -> None:
+        guard = scene.guard()
+        await teach(guard, HOLD)
+        await until(guard, lambda seen: seen.mean_hold)
+        permit = await guard.acquire()
+        with pytest.raises(WaitTimeout) as caught:
+            await soon(guard.acquire(timeout=HOLD / 2))
+        await permit.release()
+        assert caught.value.estimated_wait is not None
+        assert (caught.value.waiting, caught.value.limit) == (0, 1)
+
+    @in_a_loop
     async def test_a_pace_is_foreseen_before_any_work_was_seen(self, scene: Scene) -> None:
         guard = scene.guard(limit=9, rate=Rate(1, per=60))
         await release(await guard.acquire())
