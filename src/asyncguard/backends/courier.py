@@ -114,6 +114,14 @@ class Request:
         """What is sent."""
         return ("EVALSHA", SHA, 1, self.call.key, *self.call.args)
 
+    def bring(self, answer: Any) -> None:
+        """Give the answer to whoever asked; if it can't be read, nothing else is held up by that."""
+        try:
+            self.answered(answer, self.sent)
+        except Exception as error:  # noqa: BLE001 - it is told to whoever asked
+            _log.exception("asyncguard can't read what the server answers")
+            self.failed(BackendUnavailable(f"the server's answer can't be read: {error!r}"), True)
+
 
 def unavailable(name: str, fault: object) -> BackendUnavailable:
     """Say what is wrong with a server."""
@@ -435,7 +443,7 @@ class Courier(threading.Thread):
                 self._waiting.popleft().failed(unavailable(self._server.name, fault), True)
             else:
                 self._waiting.popleft()
-                request.answered(answer, request.sent)
+                request.bring(answer)
         if not has_script:
             connection.send_command("SCRIPT LOAD", SCRIPT, check_health=False)
             connection.read_response()

@@ -50,12 +50,23 @@ class Lane:
         self._unanswered: deque[Request] = deque()
         self._unsent = bytearray()
         self._is_watched = False
+        self._is_sending = False
         self.is_open = True
         self._socket.setblocking(False)
         loop.add_reader(self._socket, self._read)
 
     def send(self, request: Request) -> None:
         """Send something, now if the system takes it."""
+        if self._is_sending:  # a finaliser, or a signal's handler, came in between
+            self._hand_over(request, self)
+            return
+        self._is_sending = True
+        try:
+            self._send(request)
+        finally:
+            self._is_sending = False
+
+    def _send(self, request: Request) -> None:
         request.sent = self._now()
         self._unanswered.append(request)
         data = pack_command(request.command)
@@ -129,7 +140,7 @@ class Lane:
             if isinstance(answer, Reply):
                 self._hand_over(request, self)
             else:
-                request.answered(answer, request.sent)
+                request.bring(answer)
 
     def _watch(self) -> None:
         """See that the server answers."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
+import heapq
 import itertools
 import logging
 import os
@@ -89,7 +89,7 @@ class Place:
 class _Guarded:
     """What is known of a guard that has been used here."""
 
-    __slots__ = ("declaration", "due", "sweep", "told")
+    __slots__ = ("attended_at", "declaration", "due", "sweep", "told")
 
     def __init__(self, declaration: Declaration) -> None:
         self.declaration = declaration
@@ -97,6 +97,8 @@ class _Guarded:
         """The tick at which time alone may move it, while any of our tickets waits."""
         self.sweep: int | None = None
         """The tick at which to have deleted what is left of it."""
+        self.attended_at: int | None = None
+        """The tick at which its next turn is."""
         self.told = False
         """Whether it was said that others declared it differently."""
 
@@ -123,21 +125,23 @@ class RedisBackend:
             "server keeping what it acknowledged, and on clocks whose rates differ by less than 1 %"
         )
         self._system = clock
+        self.clock: Clock = _ServerClock(clock)
+        self._knows_the_time = False
         self._start_anew()
         _live.add(self)
 
     def _start_anew(self) -> None:
         """Be nobody yet; also in a forked child, where connections and tickets are the parent's."""
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
-        self.clock: Clock = _ServerClock(self._system)
         self._lock = threading.RLock()
         self._client = secrets.token_hex(8)
         self._rules = RedisRules(self.namespace, self._client, self.clock.epoch)
         self._claims = Claims(self.lease, self._server.margin, self._write)
         self._counter = itertools.count(1)
         self._guards: dict[str, _Guarded] = {}
+        self._turns: list[tuple[int, int, _Guarded]] = []
+        """When to see to each guard that time may move: a heap."""
         self._courier: Courier | None = None
-        self._knows_the_time = False
         self._renewals = 0
         """Those that are on their way."""
         self._renew_at: int | None = None
@@ -268,21 +272,29 @@ class RedisBackend:
             now = ticket.ended = self._system.now()
         loop = asyncio._get_running_loop()  # noqa: SLF001 - None where none runs
         future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
-        self._send_leave(ticket, self._rules.leave(ticket, reason, finished=finished), now, future)
+        call = self._rules.leave(ticket, reason, finished=finished)
+        self._hire().send_from(loop, self._leaving(ticket, call, now, future))
         return future
 
     def abandon(self, ticket: Ticket) -> None:
         if self._claims.leave(ticket.id) is not None and self._courier is not None:
-            self._send_leave(ticket, self._rules.leave(ticket, finished=False), self._system.now())
+            self._send_leave(ticket)
 
-    def _send_leave(
+    def _send_leave(self, ticket: Ticket) -> None:
+        """Have the courier see to it that a ticket leaves, also from a finaliser."""
+        call = self._rules.leave(ticket, finished=False)
+        self._hire().send(self._leaving(ticket, call, self._system.now()))
+
+    def _leaving(
         self, ticket: Ticket, call: Call, now: int, future: asyncio.Future[None] | None = None
-    ) -> None:
-        """Have a ticket leave, and the future done once it has, or can't for now."""
+    ) -> Request:
+        """Make the request to leave; the future is done once the ticket has left, or can't for now."""
         declaration = ticket.terms.guard
         guarded = self._guards.get(declaration.name)
         if guarded is not None:
             guarded.sweep = now + round(_AFTER * self.lease)
+            if guarded.attended_at is None:
+                self._attend_by(guarded, guarded.sweep)
 
         def answered(raw: Any, sent: int) -> None:
             for row in self._take(declaration, call, raw, sent):
@@ -299,8 +311,7 @@ class RedisBackend:
                 self._undone.append((ticket, call, now))
             return is_worth_it
 
-        loop = asyncio._get_running_loop()  # noqa: SLF001 - None where none runs
-        self._hire().send_from(loop, Request(call, answered, failed))
+        return Request(call, answered, failed)
 
     def held(self, guard: str) -> list[Ticket]:
         return [
@@ -364,6 +375,7 @@ class RedisBackend:
             guarded = self._use(declaration)
             due = self._system.now() + answer.due - answer.now
             guarded.due = due if guarded.due is None else min(due, guarded.due)
+            self._attend_by(guarded, guarded.due)
         self._hear(answer.rows, sent, entering)
         if answer.decided:
             self._hear(answer.decided, None, entering)
@@ -425,8 +437,9 @@ class RedisBackend:
 
     def listens(self, *, anew: bool) -> None:
         """Hear that notices come from now on, but what was decided before is to be looked for."""
-        del anew
         self._look_at = 0
+        if anew:
+            self._renew_at = self._system.now()
         if self._courier is not None and len(self._claims):
             self._courier.wake()
 
@@ -453,8 +466,8 @@ class RedisBackend:
                     continue
                 ticket.state, ticket.reason = "refused", "unavailable"
                 ticket.outlook = Outlook(None, 0, ticket.terms.guard.rules.limit)
-                now = ticket.ended = self._system.now()
-            self._send_leave(ticket, self._rules.leave(ticket, finished=False), now)
+                ticket.ended = self._system.now()
+            self._send_leave(ticket)
             ticket.notify()
 
     def tick(self) -> float | None:
@@ -463,16 +476,17 @@ class RedisBackend:
         with self._lock:
             lost = self._claims.overdue(now)
         for ticket in lost:
-            self._send_leave(ticket, self._rules.leave(ticket, finished=False), now)
+            self._send_leave(ticket)
             ticket.notify()
             if not len(self._claims):
                 self._renew_at = None
         moments = [] if self._renew_at is None else [self._renew_in_time(now)]
-        moments += [
-            moment
-            for moment in map(functools.partial(self._attend, now), list(self._guards.values()))
-            if moment
-        ]
+        while self._turns and self._turns[0][0] <= now:
+            moment, _, guarded = heapq.heappop(self._turns)
+            if guarded.attended_at == moment:
+                self._attend(now, guarded)
+        if self._turns:
+            moments.append(self._turns[0][0])
         deadline = self._claims.next_deadline
         if deadline is not None:
             moments.append(deadline)
@@ -495,7 +509,7 @@ class RedisBackend:
         undone, self._undone = self._undone, []
         for ticket, call, since in undone:
             if now < since + self.lease:
-                self._send_leave(ticket, call, since)
+                self._hire().send(self._leaving(ticket, call, since))
 
     def _renew_all(self, most: int | None = None) -> None:
         """Renew our tickets, or of each guard the oldest of those that wait."""
@@ -526,8 +540,18 @@ class RedisBackend:
         self._renewals += 1
         self._send(call, answered, failed)
 
-    def _attend(self, now: int, guarded: _Guarded) -> int | None:
+    def _attend_by(self, guarded: _Guarded, moment: int) -> None:
+        """Have a guard's turn come by then."""
+        if guarded.attended_at is None or moment < guarded.attended_at:
+            guarded.attended_at = moment
+            heapq.heappush(self._turns, (moment, next(self._counter), guarded))
+            courier, wakes_at = self._courier, self._wakes_at
+            if courier is not None and (wakes_at is None or moment < wakes_at):
+                courier.wake()
+
+    def _attend(self, now: int, guarded: _Guarded) -> None:
         """Have a guard see to what time has brought, while we wait there, or after we have left."""
+        guarded.attended_at = None
         if guarded.due is not None and guarded.due <= now:
             guarded.due = None
             keys = {
@@ -541,7 +565,9 @@ class RedisBackend:
         if guarded.sweep is not None and guarded.sweep <= now:
             guarded.sweep = None
             self._advance(guarded.declaration, [None])
-        return min((moment for moment in (guarded.due, guarded.sweep) if moment is not None), default=None)
+        for moment in (guarded.due, guarded.sweep):
+            if moment is not None:
+                self._attend_by(guarded, moment)
 
     def _advance(self, declaration: Declaration, keys: list[str | None]) -> None:
         for i in range(0, len(keys), _KEYS_AT_ONCE):
