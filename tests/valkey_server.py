@@ -28,14 +28,21 @@ def running_server() -> Iterator[str]:
     if url := os.environ.get(VARIABLE):
         yield url
         return
+    with started_server() as url:
+        yield url
+
+
+@contextlib.contextmanager
+def started_server(*options: str, user: str = "") -> Iterator[str]:
+    """Have a server of one's own run meanwhile, with these options; `user`, as "name:password@", may ping it."""
     with tempfile.TemporaryDirectory(prefix="asyncguard-valkey-") as directory:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        command = [str(_binary.get_binary_path()), *options, "--dir", directory]
+        usual = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
+        command = [str(_binary.get_binary_path()), *usual, "--dir", directory, *options]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            url = f"redis://127.0.0.1:{port}/0"
+            url = f"redis://{user}127.0.0.1:{port}/0"
             _wait_for(url, server)
             yield url
         finally:

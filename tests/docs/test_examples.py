@@ -32,6 +32,11 @@ PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^\$ asyncguard (simulate .*)\n((?:(?!\$ |```).*\n)*)", re.MULTILINE)
 """A command on a page, and what it prints, where that is shown."""
+PRINTED = re.compile(r"\s*^It prints:\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+"""What an example prints, right behind it."""
+TOKEN = re.compile(r"\b\d{16}\b")
+A_REDIS = "redis://localhost:6379"
+"""The server of examples that need one."""
 
 
 @dataclass
@@ -39,6 +44,7 @@ class Example:
     page: Path
     line: int
     code: str
+    prints: str | None = None
 
     def __str__(self) -> str:
         return f"{self.page.name}:{self.line}"
@@ -46,19 +52,27 @@ class Example:
 
 def examples() -> list[Example]:
     return [
-        Example(page, text.count("\n", 0, block.start(1)) + 1, block[1])
+        Example(page, text.count("\n", 0, block.start(1)) + 1, block[1], printed and printed[1])
         for page in PAGES
         for text in [page.read_text()]
         for block in BLOCK.finditer(text)
+        for printed in [PRINTED.match(text, block.end())]
     ]
 
 
 @pytest.mark.parametrize("example", examples(), ids=str)
-def test_it_runs_as_printed(example: Example) -> None:
+def test_it_runs_as_printed(
+    example: Example, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
     namespace: dict[str, Any] = {"__name__": "__main__"}
+    source = example.code
+    if A_REDIS in source:
+        source = source.replace(A_REDIS, request.getfixturevalue("redis_url"))
     # Line numbers as on the page, so that a failure points there.
-    code = compile("\n" * (example.line - 1) + example.code, example.page, "exec")
+    code = compile("\n" * (example.line - 1) + source, example.page, "exec")
     exec(code, namespace)  # noqa: S102
+    if example.prints is not None:
+        assert TOKEN.sub("TOKEN", capsys.readouterr().out) == TOKEN.sub("TOKEN", example.prints)
     app = namespace.get("app")
     if isinstance(app, FastAPI):
         check_application(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from typing import Any, assert_type
+from typing import TYPE_CHECKING, Any, assert_type
 
 from asyncguard import (
     ALL,
@@ -24,7 +24,11 @@ from asyncguard import (
     Waiter,
     current_permit,
 )
+from asyncguard.fence import RedisFence
 from asyncguard.testing import ManualClock, force_full, force_lost, fresh
+
+if TYPE_CHECKING:
+    import redis.asyncio
 
 ag = AsyncGuard("memory:", namespace="shop", revision=3, clock=SystemClock())
 guard = ag.guard(
@@ -226,3 +230,12 @@ def tests(permit: Permit) -> None:
     assert_type(force_lost(permit), None)
     assert_type(ManualClock().advance(1.5), None)
     force_full(guard)  # type: ignore[arg-type]
+
+
+async def fences(client: redis.asyncio.Redis, permit: Permit) -> None:
+    store = await RedisFence(client, "report").open(permit.token)
+    assert_type(store.token, int)
+    assert_type(await store.set("report", "text", ex=60), None)
+    assert_type(await store.hset("report", {"rows": 7}), int)
+    assert_type(await store.delete("report", b"other"), int)
+    await store.set("report", "text", ex="60")  # type: ignore[arg-type]
