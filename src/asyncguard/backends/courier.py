@@ -210,29 +210,27 @@ class Listener(threading.Thread):
         connection = self._connection
         is_quiet = False
         while not self._is_over:
-            if not connection.can_read(timeout=_EACH):
-                receiver = self._receiver()
-                if receiver is None:
-                    return
-                if not receiver.expects_news:
-                    continue
+            if connection.can_read(timeout=_EACH):
+                is_quiet = False
+                self._hear(connection.read_response())
+            elif self._expects_news():
                 if is_quiet:
                     raise TimeoutError("the server doesn't answer")
                 is_quiet = True
                 self._say("PING")
-                continue
-            is_quiet = False
-            answer = connection.read_response()
-            if not isinstance(answer, list):  # PONG, where nothing is listened to yet
-                continue
-            kind, *rest = answer
-            receiver = self._receiver()
-            if receiver is None:
-                return
-            if kind == b"message":
-                receiver.heard(rest[1])
-            elif kind == b"subscribe":
-                receiver.listens(anew=False)
+
+    def _expects_news(self) -> bool:
+        receiver = self._receiver()  # not for longer: it may be dropped meanwhile
+        return receiver is not None and receiver.expects_news
+
+    def _hear(self, answer: Any) -> None:
+        receiver = self._receiver()
+        if receiver is None or not isinstance(answer, list):  # PONG, where nothing is listened to yet
+            return
+        if answer[0] == b"message":
+            receiver.heard(answer[2])
+        elif answer[0] == b"subscribe":
+            receiver.listens(anew=False)
 
     def _drop_connection(self) -> None:
         with self._sending:

@@ -55,6 +55,11 @@ class RedisServer:
                 f"url: unknown option {next(iter(unknown), parts.fragment)!r}; known: lease and timeout, in "
                 "seconds, as in redis://host:6379/0?lease=10&timeout=2, and redis-py's ssl_... for rediss://"
             )
+        if parts.path.strip("/") and not parts.path[1:].isdecimal():
+            raise ValueError(
+                "url: expected the number of a database after the host, as in redis://host:6379/0, got "
+                f"{parts.path!r}"
+            )
         self.lease = round(lease * TICKS)
         self.margin = self.lease // _MARGIN
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
