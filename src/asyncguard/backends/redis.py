@@ -290,11 +290,6 @@ class RedisBackend:
     ) -> Request:
         """Make the request to leave; the future is done once the ticket has left, or can't for now."""
         declaration = ticket.terms.guard
-        guarded = self._guards.get(declaration.name)
-        if guarded is not None:
-            guarded.sweep = now + round(_AFTER * self.lease)
-            if guarded.attended_at is None:
-                self._attend_by(guarded, guarded.sweep)
 
         def answered(raw: Any, sent: int) -> None:
             for row in self._take(declaration, call, raw, sent):
@@ -302,6 +297,12 @@ class RedisBackend:
                     ticket.outlook = row.outlook
             if future is not None:
                 _on(future.get_loop(), _set_result, future, None)
+            guarded = self._guards.get(declaration.name)  # none if it was closed meanwhile
+            if guarded is None:
+                return
+            guarded.sweep = self._system.now() + round(_AFTER * self.lease)
+            if guarded.attended_at is None:
+                self._attend_by(guarded, guarded.sweep)
 
         def failed(_: BackendUnavailable, is_given_up: bool) -> bool:
             if future is not None:
@@ -371,8 +372,8 @@ class RedisBackend:
             self._send_aside(declaration, more)
         if answer.standing is not None:
             self._note_standing(declaration, answer.standing)
-        if answer.due is not None:
-            guarded = self._use(declaration)
+        guarded = self._guards.get(declaration.name)
+        if answer.due is not None and guarded is not None:
             due = self._system.now() + answer.due - answer.now
             guarded.due = due if guarded.due is None else min(due, guarded.due)
             self._attend_by(guarded, guarded.due)
@@ -385,8 +386,8 @@ class RedisBackend:
         rules = declaration.rules
         if standing.revision != rules.revision:
             return
-        guarded = self._use(declaration)
-        if not guarded.told:
+        guarded = self._guards.get(declaration.name)
+        if guarded is not None and not guarded.told:
             guarded.told = True
             _log.warning(
                 "guard %r: others declared it as %s, and this process as %s, both with revision %d: theirs "
