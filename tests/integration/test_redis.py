@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -188,8 +192,28 @@ async def test_where_nothing_listens_nobody_is_let_in(namespace: str) -> None:
         ("redis://localhost?lease=0.01", "expected lease"),
         ("redis://localhost?lease=1&timeout=1", "at least 5 times the timeout"),
         ("redis://localhost?patience=1", "unknown option 'patience'"),
+        ("redis://user:pass#word@localhost", "no # in it"),
     ],
 )
 def test_a_url_that_can_not_be_used_says_why(url: str, what: str) -> None:
     with pytest.raises(ValueError, match=what):
         AsyncGuard(url)
+
+
+def test_commands_see_the_guards_of_the_server(redis_url: str, namespace: str) -> None:
+    environ = {**os.environ, "ASYNCGUARD_URL": redis_url}
+
+    def asyncguard(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "asyncguard", words[0], "--namespace", namespace, *words[1:]]
+        return subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=30)
+
+    assert "Nobody has used a guard on the server" in asyncguard("status").stdout
+    held = asyncguard(
+        *("run", "--guard", "backup/é", "--"),
+        *(sys.executable, "-m", "asyncguard", "status", "--namespace", namespace, "--json"),
+    )
+    assert held.returncode == 0, held.stderr
+    [seen] = json.loads(held.stdout)["guards"]
+    assert (seen["guard"], seen["limit"], seen["in_use"]) == ("backup/é", 1, 1)
+    late = asyncguard("run", "--guard", "backup/é", "--limit", "2", "--", "true")
+    assert (late.returncode, late.stderr.count("has limit 1")) == (0, 1)

@@ -26,6 +26,7 @@ from redis.exceptions import (
 
 from asyncguard.backends.lane import Lane
 from asyncguard.backends.redis_rules import SCRIPT, SHA
+from asyncguard.backends.redis_url import unavailable
 from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
 
@@ -121,14 +122,6 @@ class Request:
         except Exception as error:  # noqa: BLE001 - it is told to whoever asked
             _log.exception("asyncguard can't read what the server answers")
             self.failed(BackendUnavailable(f"the server's answer can't be read: {error!r}"), True)
-
-
-def unavailable(name: str, fault: object) -> BackendUnavailable:
-    """Say what is wrong with a server."""
-    error = BackendUnavailable(f"the server {name} can't be asked: {fault}")
-    if isinstance(fault, BaseException):
-        error.__cause__ = fault
-    return error
 
 
 def _will_pass(fault: ResponseError) -> bool:

@@ -20,7 +20,7 @@ from asyncguard.backends.redis_rules import MOST_RENEWED, RedisRules
 from asyncguard.backends.redis_url import RedisServer
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import BackendUnavailable
-from asyncguard.ticket import EXCLUSIVE, Outlook
+from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rules
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from asyncguard.clock import Clock, Timer
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
-    from asyncguard.ticket import Declaration, Rules, Ticket
+    from asyncguard.ticket import Ticket
 
 _log = logging.getLogger("asyncguard")
 _RENEWALS_PER_LEASE: Final = 3
@@ -334,6 +334,16 @@ class RedisBackend:
 
     async def evict(self, declaration: Declaration, ticket_id: str) -> bool:
         return bool(await self._ask_and_take(declaration, self._rules.evict(declaration, ticket_id)))
+
+    async def guards(self) -> list[Declaration]:
+        """List the guards of the namespace that the server knows, by name."""
+        loop = asyncio.get_running_loop()
+        keys = await loop.run_in_executor(None, self._server.find_keys, self._rules.guards)
+        found = []
+        for name in sorted(filter(None, map(self._rules.guard_of, keys))):
+            raw = await self._ask(self._rules.inspect(Declaration(name, Rules()), None))
+            found.append(Declaration(name, self._rules.declared_in(raw)))
+        return found
 
     async def _ask_and_take(self, declaration: Declaration, call: Call) -> list[Row]:
         self._use(declaration)

@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import pkgutil
+import re
 import struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast, final
 from urllib.parse import quote, unquote
@@ -114,6 +115,16 @@ class RedisRules:
     def base(self, guard: str) -> str:
         """Name a guard's first key, with which all its others begin."""
         return f"asyncguard:{{{quote(self.namespace, '')}/{quote(guard, '')}}}"
+
+    @property
+    def guards(self) -> str:
+        """Write the pattern of the keys by which the guards of the namespace are found."""
+        return f"asyncguard:{{{quote(self.namespace, '')}/*}}:g"
+
+    def guard_of(self, key: bytes) -> str | None:
+        """Tell the name of the guard that such a key is of."""
+        found = re.fullmatch(r"asyncguard:\{([^/]*)/(.*)\}:g", key.decode())
+        return unquote(found[2]) if found and unquote(found[1]) == self.namespace else None
 
     def channel(self, guard: str) -> str:
         """Name the channel on which this client hears what others' steps decided in a guard."""
@@ -253,6 +264,10 @@ class RedisRules:
         if key is None:
             return admission.inspect(self._tick(int(now)))
         return (restored.get(key) or Partition(admission, key)).inspect(self._tick(int(now)))
+
+    def declared_in(self, answer: Sequence[Any]) -> Rules:
+        """Read the rules that stand from what `inspect` was answered."""
+        return _as_rules(_text(answer[1]))
 
     def _restore(
         self,

@@ -11,6 +11,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from asyncguard.clock import TICKS
+from asyncguard.errors import BackendUnavailable
 
 SCHEMES: Final = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 """Those known here, and as which redis-py knows them."""
@@ -21,6 +22,14 @@ _PER_LEASE: Final = 5
 """How often a timeout fits into a lease, at least; see `RedisServer`."""
 _MARGIN: Final = 20
 """The part of a lease that is kept for telling the work that it is over."""
+
+
+def unavailable(name: str, fault: object) -> BackendUnavailable:
+    """Say what is wrong with a server."""
+    error = BackendUnavailable(f"the server {name} can't be asked: {fault}")
+    if isinstance(fault, BaseException):
+        error.__cause__ = fault
+    return error
 
 
 @final
@@ -50,9 +59,14 @@ class RedisServer:
                 f"lease={self.timeout * _PER_LEASE:g} or timeout={lease / _PER_LEASE:g}"
             )
         unknown = [name for name in query if not name.startswith("ssl_")]
-        if unknown or parts.fragment:
+        if parts.fragment:
             raise ValueError(
-                f"url: unknown option {next(iter(unknown), parts.fragment)!r}; known: lease and timeout, in "
+                "url: expected no # in it; in a password it is written %23 (from ASYNCGUARD_URL or "
+                "AsyncGuard(url))"
+            )
+        if unknown:
+            raise ValueError(
+                f"url: unknown option {unknown[0]!r}; known: lease and timeout, in "
                 "seconds, as in redis://host:6379/0?lease=10&timeout=2, and redis-py's ssl_... for rediss://"
             )
         if parts.path.strip("/") and not parts.path[1:].isdecimal():
@@ -89,6 +103,27 @@ class RedisServer:
         connection: Any = self._pool.make_connection()
         connection.connect()
         return connection
+
+    def find_keys(self, pattern: str) -> list[bytes]:
+        """Look through all keys of the server, which may take a while; it goes on meanwhile.
+
+        Raises:
+            BackendUnavailable: it can't be asked.
+        """
+        found, cursor = [], 0
+        try:
+            connection = self.connect()
+            try:
+                while True:
+                    connection.send_command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+                    cursor, keys = connection.read_response()
+                    found += keys
+                    if not int(cursor):
+                        return found
+            finally:
+                connection.disconnect()
+        except (redis.RedisError, OSError) as fault:
+            raise unavailable(self.name, fault) from fault
 
 
 def _seconds(given: list[str] | None, name: str, usual: float) -> float:

@@ -14,18 +14,24 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from asyncguard.backends import check_sqlite
 from asyncguard.backends.user_file import make_user_directory
 from asyncguard.checks import check_number, check_whole
 from asyncguard.commands import USAGE_ERROR
-from asyncguard.commands.shared import MOMENT, declare_namespace, for_a_moment, open_shared, uses_own_file
+from asyncguard.commands.shared import (
+    MOMENT,
+    declare_namespace,
+    for_a_moment,
+    open_shared,
+    shared_path,
+    uses_own_file,
+)
 from asyncguard.errors import BackendUnavailable, Refused
 from asyncguard.hub import AsyncGuard
 from asyncguard.ticket import ALL, Declaration, Rules
 
 if TYPE_CHECKING:
-    from asyncguard.backends.sqlite import SqliteBackend
     from asyncguard.commands.child import Child
+    from asyncguard.commands.shared import SharedBackend
     from asyncguard.permit import Permit
 
 NOT_NOW: Final = 75
@@ -82,7 +88,6 @@ def run(options: argparse.Namespace) -> int:
     if code := _why_not(words[0]):
         return code
     try:
-        check_sqlite()
         if uses_own_file():
             make_user_directory()
         return asyncio.run(_Run(options, words).run())
@@ -146,7 +151,7 @@ class _Run:
         finally:
             await for_a_moment(backend.aclose())
 
-    async def _acquire(self, backend: SqliteBackend) -> Permit:
+    async def _acquire(self, backend: SharedBackend) -> Permit:
         options = self._options
         asked = options.limit if options.limit is None else check_whole("--limit", options.limit, least=1)
         timeout = options.timeout if options.timeout is None else check_number("--timeout", options.timeout)
@@ -155,7 +160,9 @@ class _Run:
         try:
             rules = await asyncio.wait_for(self._declare(backend, asked), patience)
         except TimeoutError:
-            raise BackendUnavailable(f"the file {str(backend.path)!r} was busy for all that time") from None
+            path = shared_path()
+            what = "the server" if path is None else f"the file {path!r}"
+            raise BackendUnavailable(f"{what} was busy for all that time") from None
         ag = AsyncGuard(backend=lambda *_: backend, namespace=options.namespace)
         ag.revision = _BELOW_APPLICATIONS
         guard = ag.guard(
@@ -175,7 +182,7 @@ class _Run:
             label=_label_of(self._words[0]) if options.label is None else options.label,
         )
 
-    async def _declare(self, backend: SqliteBackend, asked: int | None) -> Rules:
+    async def _declare(self, backend: SharedBackend, asked: int | None) -> Rules:
         """Find the rules that stand; others' if they have the guard, and else what they were, or ours."""
         rules = await self._standing(backend) or Rules(limit=asked or 1, max_waiting=None)
         if asked in (None, rules.limit):
@@ -188,7 +195,7 @@ class _Run:
             _say(f"guard {self._options.guard!r} has limit {rules.limit}, as others have it, not {asked}", 0)
         return rules
 
-    async def _standing(self, backend: SqliteBackend) -> Rules | None:
+    async def _standing(self, backend: SharedBackend) -> Rules | None:
         for declared in await backend.guards():
             if declared.name == self._options.guard:
                 return declared.rules

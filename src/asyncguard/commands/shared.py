@@ -1,13 +1,13 @@
-"""The guards that commands share with all other processes of the host."""
+"""The guards that commands share with all other processes, of the host or of many."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import os
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from asyncguard.backends import path_of, scheme_of
+from asyncguard.backends import Backend, open_backend, path_of, scheme_of
 from asyncguard.backends.user_file import user_url
 from asyncguard.clock import SystemClock
 from asyncguard.keys import as_name
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Awaitable
 
-    from asyncguard.backends.sqlite import SqliteBackend
+    from asyncguard.ticket import Declaration
 
 _NAMESPACE: Final = "asyncguard"
 MOMENT: Final = 1.0
@@ -33,15 +33,22 @@ def declare_namespace(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def open_shared(namespace: str) -> SqliteBackend:
-    """Open the file that `ASYNCGUARD_URL` names, or else the user's own, at its first use.
+class SharedBackend(Backend, Protocol):
+    """One that processes share, and that can list its guards."""
+
+    async def guards(self) -> list[Declaration]:
+        """List the guards that are known in the namespace, by name."""
+        ...
+
+
+def open_shared(namespace: str) -> SharedBackend:
+    """Open what `ASYNCGUARD_URL` names, or else the user's own file, at its first use.
 
     Raises:
-        ValueError: it names no file.
+        ValueError: it names nothing that processes share.
     """
-    from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415 - not on every system
-
-    return SqliteBackend(shared_path(), SystemClock(), as_name(namespace, "--namespace"))
+    opened = open_backend(shared_url(), clock=SystemClock(), namespace=as_name(namespace, "--namespace"))
+    return cast("SharedBackend", opened)
 
 
 async def for_a_moment(what: Awaitable[None]) -> None:
@@ -50,18 +57,29 @@ async def for_a_moment(what: Awaitable[None]) -> None:
         await asyncio.wait_for(what, MOMENT)
 
 
-def shared_path() -> str:
-    """Find that file, which needn't be there.
+def shared_url() -> str:
+    """Find the URL of what processes share; a file needn't be there.
 
     Raises:
-        ValueError: `ASYNCGUARD_URL` names none.
+        ValueError: `ASYNCGUARD_URL` names nothing of the kind.
     """
     url = os.environ.get("ASYNCGUARD_URL") or user_url()
-    if scheme_of(url) != "sqlite":
+    if scheme_of(url) == "memory":
         raise ValueError(
-            f"ASYNCGUARD_URL: expected sqlite:///path/guards.db, which processes share, or none; got {url!r}"
+            "ASYNCGUARD_URL: expected sqlite:///path/guards.db or redis://host:6379/0, which processes "
+            f"share, or none; got {url!r}"
         )
-    return path_of(url)
+    return url
+
+
+def shared_path() -> str | None:
+    """Find the file that processes share; None where they share a server.
+
+    Raises:
+        ValueError: `ASYNCGUARD_URL` names nothing that they can share.
+    """
+    url = shared_url()
+    return path_of(url) if scheme_of(url) == "sqlite" else None
 
 
 def uses_own_file() -> bool:

@@ -1,4 +1,4 @@
-"""`asyncguard status`: who holds and who waits, from any process of the host."""
+"""`asyncguard status`: who holds and who waits, from any process."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncguard.backends import check_sqlite
 from asyncguard.commands import USAGE_ERROR
 from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path
 from asyncguard.errors import BackendUnavailable
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from asyncguard.backends.sqlite import SqliteBackend
+    from asyncguard.commands.shared import SharedBackend
     from asyncguard.statistics import Holder, Snapshot, Waiter
 
 _FAILED: Final = 1
@@ -38,7 +37,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser = commands.add_parser(
         "status",
         help="tell who holds and who waits",
-        description="Tell who holds permits of the guards of this host, who waits, and since when.",
+        description="Tell who holds permits of the guards of this host or server, who waits, and since when.",
     )
     parser.add_argument("name", metavar="NAME", nargs="?", help="of a guard (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON, one line for each look")
@@ -52,7 +51,6 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may not know a letter of a key or label
     try:
-        check_sqlite()
         with contextlib.suppress(KeyboardInterrupt):
             return asyncio.run(_run(options))
     except (ValueError, TypeError) as error:
@@ -72,7 +70,7 @@ def _say(what: object, code: int) -> int:
 
 
 async def _run(options: argparse.Namespace) -> int:
-    backend: SqliteBackend | None = None
+    backend: SharedBackend | None = None
     try:
         while True:
             if backend is None and _is_there():
@@ -92,11 +90,12 @@ async def _run(options: argparse.Namespace) -> int:
 
 
 def _is_there() -> bool:
-    """Whether there is a file: to look makes none."""
-    return Path(shared_path()).exists()
+    """Whether there is a file, where it would be one: to look makes none."""
+    path = shared_path()
+    return path is None or Path(path).exists()
 
 
-async def _look(backend: SqliteBackend) -> list[Snapshot]:
+async def _look(backend: SharedBackend) -> list[Snapshot]:
     return [await backend.inspect(declared, None) for declared in await backend.guards()]
 
 
@@ -114,6 +113,8 @@ def _show(pictures: list[Snapshot], options: argparse.Namespace) -> None:
 
 def _nothing(namespace: str) -> str:
     path = shared_path()
+    if path is None:
+        return f"Nobody has used a guard on the server, namespace {namespace!r}."
     if not Path(path).exists():
         return f"Nobody has used a guard yet: there is no file {path}."
     return f"Nobody has used a guard in {path}, namespace {namespace!r}, since the host started."
