@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from asyncguard import AsyncGuard, __version__
-from asyncguard.commands import USAGE_ERROR, check_extra, run, simulate, status
+from asyncguard.commands import USAGE_ERROR, check_extra, doctor, run, simulate, status
 from asyncguard.service.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     serve.set_defaults(run=_serve)
     run.declare(commands)
     status.declare(commands)
+    doctor.declare(commands)
     simulate.declare(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)

@@ -268,6 +268,19 @@ async def test_after_a_step_back_the_newer_one_is_told(client: Any, fence: Redis
     await late.set(key, "which was last, for all that the server knows")
 
 
+async def test_a_user_needs_few_rights_for_it(own_server: str) -> None:
+    admin: Any = redis.asyncio.Redis.from_url(own_server)
+    async with admin:
+        rights = "on >SECRET ~asyncguard:fence:* ~report:* +eval +evalsha +get +set"
+        await admin.execute_command("ACL SETUSER", "writer", *rights.split())
+    url = own_server.replace("redis://", "redis://writer:SECRET@")
+    async with redis.asyncio.Redis.from_url(url) as client:
+        opened = await RedisFence(client, "report:alice").open(5)
+        await opened.set("report:alice", "text", ex=60)
+        with pytest.raises(redis.ResponseError, match="ACL failure|can't run this command"):
+            await opened.delete("report:alice")
+
+
 async def test_a_key_that_isnt_a_fences_is_left_alone(client: Any, fence: RedisFence) -> None:
     await client.set(fence.key, "7 apples")
     with pytest.raises(redis.ResponseError, match="expected a token, got 7 apples"):

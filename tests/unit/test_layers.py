@@ -60,6 +60,8 @@ _DRIVERS = {
     "backends.redis_url": {"redis"},
     "backends.courier": {"redis"},
     "backends.lane": {"hiredis"},
+    "commands.examination.complaints": {"redis"},
+    "commands.examination.server": {"redis"},
 }
 """Which modules talk to a server, and by which library: they are imported where a URL names one."""
 _PURE_PARTS_OF_BACKENDS = {"backends.claims", "backends.redis_rules", "backends.restored"}
