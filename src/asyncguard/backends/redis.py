@@ -627,4 +627,5 @@ def _forget_the_parent() -> None:
         backend._start_anew()  # noqa: SLF001
 
 
-os.register_at_fork(after_in_child=_forget_the_parent)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_the_parent)
