@@ -22,15 +22,10 @@ from asyncguard import AsyncGuard, BackendUnavailable, Draining, Rate, WaitTimeo
 from asyncguard.backends.lives import Lives
 from asyncguard.backends.sqlite_store import Store
 
-from .servers import ROOT, WORKERS, connections, send_in_order
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .servers import Server, Servers
-
-WORK = 0.1
 HOLDER = """
 import asyncio, sys
 from asyncguard import AsyncGuard
@@ -497,30 +492,7 @@ def test_where_nobody_can_tell_who_lives_the_file_is_not_used(
     asyncio.run(ask())
 
 
-# --- the service -------------------------------------------------------------------------------
-
-
-@pytest.fixture(params=["asyncguard", *WORKERS])
-def workers(request: pytest.FixtureRequest, servers: Servers, url: str) -> Server:
-    if request.param == "gunicorn":
-        pytest.importorskip("uvicorn_worker")
-    settings = {"ASYNCGUARD_URL": url, "ASYNCGUARD_WORK_SECONDS": str(WORK)}
-    if request.param == "asyncguard":
-        return servers.start("asyncguard", "serve", "--port=0", "--workers=4", cwd=ROOT, **settings)
-    return servers.start_workers(request.param, **settings)
-
-
-async def test_the_work_of_four_workers_does_not_overlap(workers: Server) -> None:
-    await asyncio.sleep(2)  # until all of them are there
-    async with connections(workers, 21) as (control, *callers):
-        began = time.perf_counter()
-        await send_in_order(callers, control, "/test")
-        answers = await asyncio.gather(*(caller.read() for caller in callers))
-    assert [answer.status for answer in answers] == [200] * 20
-    took = max(answer.at for answer in answers) - began
-    assert 20 * WORK <= took < 20 * WORK + 0.4
-    ends = sorted(answer.at for answer in answers)
-    assert min(after - before for before, after in itertools.pairwise(ends)) > WORK / 2
+# --- what is left behind ------------------------------------------------------------------------
 
 
 def test_nothing_is_left_behind_but_the_file(url: str, tmp_path: Path) -> None:
