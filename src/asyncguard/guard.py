@@ -247,6 +247,37 @@ class Guard:
         if acknowledged is not None:
             await hear_that_it_left(acknowledged, exc)
 
+    def enter(self) -> Permit | Coroutine[Any, Any, Permit]:
+        """Begin a block as `__aenter__` does, but without a coroutine where there is nothing to wait for.
+
+        Whoever calls this ends the permit's block by hand.
+        """
+        scope = scope_here()
+        served = scope.served
+        if self._special or (served is not None and (not served.is_open or served.within is not None)):
+            return self.__aenter__()
+        permit = new_permit(0, self._terms, None, self.bound_to or self._bind())
+        answer = permit.backend.enter(permit)
+        if answer is not None or permit.state != "held":
+            return self._enter_late(permit, scope, answer, served)
+        permit.scope = scope
+        if permit.state != "held":
+            raise self._lost_already(permit)
+        permit.outer = scope.innermost
+        scope.innermost = permit
+        if served is not None:
+            served.granted(permit)
+        return permit
+
+    async def _enter_late(
+        self, permit: Permit, scope: Scope, answer: Awaitable[None] | None, served: Exchange | None
+    ) -> Permit:
+        await self._wait(permit, scope, answer, served)
+        self._open_block(permit, scope)
+        if served is not None:
+            served.granted(permit)
+        return permit
+
     def _find_block(self) -> Permit:
         """Find the permit of a block that ends out of order, or in another task."""
         for permit in scope_var.get() or ():

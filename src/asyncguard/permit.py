@@ -559,6 +559,15 @@ class Permit(Ticket):
                 raise extra.interruption from exc
         return acknowledged
 
+    def close_quickly(self) -> Awaitable[None] | None:
+        """End with the block, which ended by itself; nearly always it is the innermost."""
+        scope = self.scope
+        if self.extra is not None or scope is None or scope.innermost is not self:
+            return self.close_block(None)
+        scope.innermost = self.outer
+        self.scope = None
+        return self.backend.leave(self)
+
     def say_if_lost(self) -> None:
         """Say that it was lost during a block that nothing could interrupt: a thread's, which has ended.
 

@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, final, overload
 
 from asyncguard.checks import check_choice
 from asyncguard.keys import as_key
-from asyncguard.permit import Hold, open_scope_of_thread
+from asyncguard.permit import Hold, Permit, hear_that_it_left, open_scope_of_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from asyncguard.guard import Ask, Entry, Guard
     from asyncguard.keys import Key
-    from asyncguard.permit import Permit
 
     KeySource = str | Callable[..., Key]
     """The name of a parameter, or what computes the key from the arguments."""
@@ -57,14 +56,24 @@ class Wrapper:
 
         @functools.wraps(func)
         async def guarded(*args: Any, **kwargs: Any) -> Any:
-            if plain:
-                async with guard as permit:
-                    result = await func(*args, **kwargs)
-                    return (
-                        result if ends and type(result) in _PLAIN else _returned(func, result, permit, hold)
-                    )
-            key = None if key_of is None else key_of(args, kwargs)
-            return await run(guard.permit(key=key, **ask), hold, func, args, kwargs)
+            if not plain:
+                key = None if key_of is None else key_of(args, kwargs)
+                return await run(guard.permit(key=key, **ask), hold, func, args, kwargs)
+            entered = guard.enter()  # what follows is `async with guard`, without two coroutines
+            permit = entered if type(entered) is Permit else await entered
+            try:
+                result = await func(*args, **kwargs)
+                if not ends or type(result) not in _PLAIN:
+                    result = _returned(func, result, permit, hold)
+            except BaseException as error:
+                acknowledged = permit.close_block(error)
+                if acknowledged is not None:
+                    await hear_that_it_left(acknowledged, error)
+                raise
+            acknowledged = permit.close_quickly()
+            if acknowledged is not None:
+                await acknowledged
+            return result
 
         return guarded
 
