@@ -185,7 +185,7 @@ class Guard:
             ):
                 scope = open_scope()
         served = scope.served
-        if self._special or (served is not None and (not served.is_open or served.within is not None)):
+        if self._special or (served is not None and (not served.is_open or served.within() is not None)):
             permit = await self._enter(self._terms, None, scope)
             permit.terms = self._terms  # by which the block finds it; what the client prefers has been heeded
             self._open_block(permit, scope)
@@ -254,7 +254,7 @@ class Guard:
         """
         scope = scope_here()
         served = scope.served
-        if self._special or (served is not None and (not served.is_open or served.within is not None)):
+        if self._special or (served is not None and (not served.is_open or served.within() is not None)):
             return self.__aenter__()
         permit = new_permit(0, self._terms, None, self.bound_to or self._bind())
         answer = permit.backend.enter(permit)
@@ -482,8 +482,8 @@ class Guard:
         if served is not None:
             if not served.is_open:
                 served = None
-            elif served.within is not None:
-                terms = within(terms, served.within)
+            elif (seconds := served.within()) is not None:
+                terms = within(terms, seconds)
         permit = new_permit(backend.new_id(), terms, key, backend)
         observers = self._observers
         if observers is None:

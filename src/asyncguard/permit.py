@@ -50,9 +50,8 @@ class Exchange(Protocol):
         """Whether the response hasn't ended; what is taken afterwards is no business of the client."""
         ...
 
-    @property
     def within(self) -> float | None:
-        """Seconds within which the client wants its answer; None: whenever."""
+        """Tell the seconds within which the client wants its answer; None: whenever."""
         ...
 
     def wait_begins(self, permit: Permit) -> None:
@@ -130,6 +129,10 @@ def _scope_of(task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | 
 scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=None)
 """Set once in a task, and once for a request: to set it for each block would cost more than all the rest."""
 
+# Bound once: to look up a method of an imported name costs as much as these calls.
+_scope = scope_var.get
+_task_of = running_tasks.get
+
 
 def open_scope() -> Scope:
     """Begin the scope of the running task, which serves what the task serves that started it."""
@@ -141,11 +144,12 @@ def open_scope() -> Scope:
 
 def scope_here() -> Scope:
     """Find or begin the scope of the running task."""
-    scope = scope_var.get()
+    scope = _scope()
     if scope is not None:
-        if len(running_tasks) == 1 and running_tasks.get(scope.loop, scope) is scope.task():
+        task = scope.task()
+        if len(running_tasks) == 1 and _task_of(scope.loop, scope) is task:
             return scope
-        if scope.task() is current_task():
+        if task is current_task():
             return scope
     return open_scope()
 

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import functools
 import re
-import weakref
+from asyncio import get_running_loop
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 from urllib.parse import quote
+from weakref import ref
 
 from asyncguard.clock import TICKS
 from asyncguard.errors import ClientLeft
@@ -22,7 +23,6 @@ from asyncguard.running import current_task, running_tasks
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Iterable, Sequence
 
-    from asyncguard.http import OnDisconnect
     from asyncguard.http.asgi import Message, Receive, Scope, Send
     from asyncguard.permit import Hold, Permit
 
@@ -36,13 +36,19 @@ _TENTH: Final = TICKS // 10_000
 """Ticks in a tenth of a millisecond, in which Server-Timing counts."""
 _HALF: Final = _TENTH // 2
 
+# Bound once: to look up a method of an imported name costs as much as these calls.
+_scope = scope_var.get
+_set_scope = scope_var.set
+_task_of = running_tasks.get
+
 
 @final
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What whoever serves the request was told of exchanges; see `asyncguard.http.Installation`."""
 
-    on_disconnect: OnDisconnect
+    cancels: bool
+    """Whether work ends when its client leaves."""
     send_timeout: float
 
 
@@ -74,7 +80,6 @@ class Exchange(ScopeOfTask, HTTPReply):
         "_waiting",
         "_working",
         "held_back",
-        "is_head",
         "is_open",
         "served",
     )
@@ -84,16 +89,15 @@ class Exchange(ScopeOfTask, HTTPReply):
         self._receive = receive
         self._send = send
         self._settings = settings
-        self._is_http = scope["type"] == "http"
+        is_http = self._is_http = scope["type"] == "http"
         self.is_open = True
         """Whether the response may still change; what is taken afterwards is no business of the client."""
-        self.is_head = self._is_http and scope.get("method") == "HEAD"
         self.held_back = None
         self._is_meant = False
         """Whether nothing is held back any more."""
-        self._has_started = not self._is_http
+        self._has_started = not is_http
         """Whether no header can tell of anything any more."""
-        self._unread = self._is_http
+        self._unread = is_http
         """Whether no guard has asked yet how long the client is prepared to wait."""
         self._preferred: float | None = None
         """How many seconds that is."""
@@ -107,19 +111,18 @@ class Exchange(ScopeOfTask, HTTPReply):
         """Permits that end with the response, if their blocks don't end before."""
         self._taken_over: tuple[Permit, ...] = ()
         """Those of them whose blocks have ended."""
-        loop = asyncio.get_running_loop()
-        task = running_tasks.get(loop) or current_task(loop)
-        self.task = weakref.ref(task) if task is not None else no_task  # as Scope does it, in place
+        loop = get_running_loop()
+        task = _task_of(loop) or current_task(loop)
+        self.task = ref(task) if task is not None else no_task  # as Scope does it, in place
         self.loop = loop
-        self.innermost = None
         self.served = self
-        around = self._around = scope_var.get()
+        around = self._around = _scope()
         """What the task does besides, as it makes this request in process."""
-        if around is not None and around.task() is task:
-            self.innermost = around.innermost
-        self._base = self.innermost
+        self.innermost = self._base = (
+            around.innermost if around is not None and around.task() is task else None
+        )
         """The block around the request, if it is made in one."""
-        scope_var.set(self)
+        _set_scope(self)
 
     @classmethod
     def of(cls, scope: Scope) -> Exchange | None:
@@ -129,9 +132,8 @@ class Exchange(ScopeOfTask, HTTPReply):
 
     # --- for guards ----------------------------------------------------------------------------
 
-    @property
     def within(self) -> float | None:
-        """Seconds within which the client wants its answer (RFC 7240, `Prefer: wait=10`); None: whenever."""
+        """Tell the seconds within which the client wants its answer (RFC 7240, `Prefer: wait=10`)."""
         if self._unread:
             self._unread = False
             self._preferred = preferred_wait(self._request.get("headers", ()))
@@ -175,7 +177,7 @@ class Exchange(ScopeOfTask, HTTPReply):
                 self._untold = [permit]
             else:
                 self._untold.append(permit)
-        if self._settings.on_disconnect == "cancel" and self._is_here():
+        if self._settings.cancels and self._is_here():
             # A WebSocket may take one for each message, so those that have ended are let go.
             self._working = (*(other for other in self._working if other.state == "held"), permit)
             self._open_inbox().watch()
@@ -183,7 +185,7 @@ class Exchange(ScopeOfTask, HTTPReply):
     def _is_here(self) -> bool:
         """Whether this is the loop that serves the request, and not one of a thread's own."""
         try:
-            return asyncio.get_running_loop() is self.loop
+            return get_running_loop() is self.loop
         except RuntimeError:  # a thread without one
             return False
 
@@ -231,7 +233,9 @@ class Exchange(ScopeOfTask, HTTPReply):
             headers.append((b"preference-applied", b"wait=%d" % self._preferred))
             if not any(name.lower() == b"vary" and _VARIES.search(value) for name, value in headers):
                 headers.append((b"vary", b"Prefer"))
-        return {**message, "headers": headers}
+        message = {**message}  # {**message, "headers": headers} takes longer
+        message["headers"] = headers
+        return message
 
     @property
     def can_answer(self) -> bool:
@@ -259,7 +263,9 @@ class Exchange(ScopeOfTask, HTTPReply):
         if self._kept:
             return self._send_and_release(kind, message)
         if kind in _ENDS and not message.get("more_body", False):
-            self.close()
+            self.is_open = False
+            if self._inbox is not None:
+                self.close()
         return self._send(message)
 
     def pass_on(self, message: Message) -> Awaitable[None]:
@@ -323,7 +329,7 @@ class Exchange(ScopeOfTask, HTTPReply):
         self.is_open = False
         self.served = None
         if self.innermost is self._base:
-            scope_var.set(self._around)
+            _set_scope(self._around)
         # Else blocks are open that began here, and end further out.
         if self._inbox is not None:
             self._waiting = self._working = ()

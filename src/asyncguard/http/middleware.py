@@ -56,7 +56,8 @@ class ExchangeMiddleware:
     ) -> None:
         check_choice("on_disconnect", on_disconnect, OnDisconnect)
         check_choice("expose", expose, Expose)
-        self._settings = Settings(on_disconnect, check_number("send_timeout", send_timeout, above=True))
+        patience = check_number("send_timeout", send_timeout, above=True)
+        self._settings = Settings(on_disconnect == "cancel", patience)
         self._problem = functools.partial(problem, expose=expose, problems=check_problems(problems))
         # Of two with nothing in between, as `install` may come to, one is enough.
         self.app: ASGIApp = app.app if isinstance(app, ExchangeMiddleware) else app

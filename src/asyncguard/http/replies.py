@@ -35,8 +35,7 @@ class HTTPReply:
     if not TYPE_CHECKING:
         __slots__ = ()  # who is one has room for these, with what else it is
 
-    is_head: bool
-    """Whether the answer has no body."""
+    _request: Scope
     held_back: list[Message] | None
     """What the application sent and may not have meant."""
 
@@ -71,7 +70,8 @@ class HTTPReply:
     async def answer(self, answer: Problem) -> None:
         """Answer with the problem."""
         self.held_back = None
-        await _respond("http.response", answer, self.send, has_body=not self.is_head)
+        is_head = self._request.get("method") == "HEAD"
+        await _respond("http.response", answer, self.send, has_body=not is_head)
 
     async def finish(self) -> None:
         """Send what was held back, if anything was, after all."""
@@ -89,10 +89,10 @@ def may_not_be_meant() -> bool:
 class InnerReply(HTTPReply):
     """That of an application whose exchange is further out."""
 
-    __slots__ = ("_can_answer", "_send", "held_back", "is_head")
+    __slots__ = ("_can_answer", "_request", "_send", "held_back")
 
     def __init__(self, scope: Scope, send: Send) -> None:
-        self.is_head = scope.get("method") == "HEAD"
+        self._request = scope
         self.held_back = None
         self._send = send
         self._can_answer = True
