@@ -10,10 +10,10 @@ import contextlib
 import os
 import threading
 import warnings
-import weakref
 from contextvars import ContextVar
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Literal, Protocol, final
+from weakref import ref
 
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import BackendUnavailable, HoldExceeded, PermitLost
@@ -88,7 +88,7 @@ class Scope:
     """The exchange that is served here, if any; most serve none, so only others have room for it."""
 
     def __init__(self, task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.task = weakref.ref(task) if task is not None else no_task
+        self.task = ref(task) if task is not None else no_task
         """The task, which mustn't live on because of its permits; none: a thread does its work."""
         self.loop = loop
         self.innermost: Permit | None = None
@@ -116,29 +116,26 @@ class ServingScope(Scope):
     __slots__ = ("served",)
 
 
-def _scope_of(task: asyncio.Task[Any] | None, loop: asyncio.AbstractEventLoop | None) -> Scope:
-    """Make a scope that serves what the one serves that is around."""
-    around = scope_var.get()
-    if around is None or around.served is None:
-        return Scope(task, loop)
-    scope = ServingScope(task, loop)
-    scope.served = around.served
-    return scope
-
-
 scope_var: ContextVar[Scope | None] = ContextVar("asyncguard.scope", default=None)
 """Set once in a task, and once for a request: to set it for each block would cost more than all the rest."""
 
 # Bound once: to look up a method of an imported name costs as much as these calls.
 _scope = scope_var.get
+_set_scope = scope_var.set
 _task_of = running_tasks.get
 
 
 def open_scope() -> Scope:
     """Begin the scope of the running task, which serves what the task serves that started it."""
     loop = asyncio.get_running_loop()
-    scope = _scope_of(current_task(loop), loop)
-    scope_var.set(scope)
+    task = _task_of(loop) or current_task(loop)
+    around = _scope()
+    if around is None or around.served is None:
+        scope = Scope(task, loop)
+    else:
+        scope = ServingScope(task, loop)
+        scope.served = around.served
+    _set_scope(scope)
     return scope
 
 
@@ -298,7 +295,7 @@ class Extra:
         """Where the work goes on when the block has ended, if it does: in a response that is sent."""
         self.real: Permit | None = None
         """Of a handle, the permit that the backend knows, so that nobody but its owner keeps the handle."""
-        self.handle: weakref.ref[Permit] | None = None
+        self.handle: ref[Permit] | None = None
         """The handle on a loose permit."""
 
 
@@ -598,10 +595,10 @@ class Permit(Ticket):
         handle = new_permit(self.id, self.terms, self.key, self.backend)
         handle._extras().real = self
         handle.granted, handle.arrival = self.granted, self.arrival
-        self._extras().handle = weakref.ref(handle, self._dropped)
+        self._extras().handle = ref(handle, self._dropped)
         return handle
 
-    def _dropped(self, _: weakref.ref[Permit]) -> None:
+    def _dropped(self, _: ref[Permit]) -> None:
         if self.state == "held":
             self.abandon("released")
             warnings.warn(
