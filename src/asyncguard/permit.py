@@ -143,7 +143,8 @@ def scope_here() -> Scope:
     """Find or begin the scope of the running task."""
     scope = _scope()
     if scope is not None:
-        task = scope.task()
+        task_of_scope = scope.task
+        task = task_of_scope()
         if len(running_tasks) == 1 and _task_of(scope.loop, scope) is task:
             return scope
         if task is current_task():

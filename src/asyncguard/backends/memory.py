@@ -87,9 +87,10 @@ class MemoryBackend:
     # waits. Under the lock, one is queued first and then looks for room, and a permit is handed over
     # without the partition ever being empty. So of any two that meet, one sees the other and takes
     # the lock. What each does to shared state is one bytecode, atomic under the GIL; without a GIL no
-    # partition is quick. (And the lock is taken by hand, as `with` costs twice as much.)
+    # partition is quick. (And the lock is taken by hand, as `with` costs twice as much; and no parameter
+    # is for keywords alone, as Python 3.11 has no quick way to call what has such.)
 
-    def enter(self, ticket: Ticket, *, wait: bool = True) -> None:
+    def enter(self, ticket: Ticket, wait: bool = True) -> None:
         # Only terms that are plain have a place.
         partition: Partition | None = ticket.terms.place if ticket.key is None else None
         if partition is not None and partition.quick:
@@ -100,7 +101,8 @@ class MemoryBackend:
                 holders = partition.holders
                 holders.add(ticket)
                 if len(holders) == 1 and not partition.waiting and partition.quick:
-                    now = self._now()
+                    clock = self._now
+                    now = clock()
                     if now < partition.next_grant:
                         now = partition.next_grant
                     partition.next_grant = now + TICKS_PER_MICROSECOND
@@ -179,14 +181,15 @@ class MemoryBackend:
         if changed or partition.gated:
             self._follow_up(partition, changed)
 
-    def leave(self, ticket: Ticket, reason: Reason | None = None, *, finished: bool = True) -> None:
+    def leave(self, ticket: Ticket, reason: Reason | None = None, finished: bool = True) -> None:
         if ticket.state == "held" and finished and ticket.key is None:
             partition = ticket.partition
             if partition.quick:
                 if partition.waiting:
                     self._hand_over(ticket, partition)
                     return
-                now = ticket.ended = self._now()
+                clock = self._now
+                now = ticket.ended = clock()
                 ticket.state = "released"
                 try:
                     partition.holders.remove(ticket)

@@ -77,9 +77,10 @@ class ExchangeMiddleware:
             reply = served if kind == "http" else WebSocketReply(scope, served.send)
             scope, receive = {**scope}, served.receive  # {**scope, NAME: served} takes twice as long
             scope[NAME] = served
+        app = self.app
         try:
             try:
-                await self.app(scope, receive, reply.send)
+                await app(scope, receive, reply.send)
             except BaseException as error:
                 if served is not None:
                     served.end(error)
