@@ -240,7 +240,7 @@ def _directory(path: Path) -> None:
     ("spoil", "message"),
     [
         (_corrupt, "not a database"),
-        (_newer, "schema version 1, found 99"),
+        (_newer, "schema version 2, found 99"),
         (_directory, "isn't a file"),
         (_other_application, "another application"),
     ],

@@ -663,7 +663,7 @@ def test_a_file_of_another_version_is_not_opened(tmp_path: Path) -> None:
     Store(path, epoch=EPOCH).close()
     with contextlib.closing(sqlite3.connect(path)) as other:
         other.execute("PRAGMA user_version = 99")
-    with pytest.raises(ValueError, match="expected schema version 1, found 99"):
+    with pytest.raises(ValueError, match="expected schema version 2, found 99"):
         Store(path, epoch=EPOCH)
 
 

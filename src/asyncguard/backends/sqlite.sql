@@ -16,7 +16,7 @@
 
 -- === 1. Settings of the file, and of each connection =============================================
 
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 
 -- === 2. What is stored ===========================================================================
 
@@ -450,7 +450,12 @@ CREATE TRIGGER ticket_ended AFTER UPDATE OF ended ON ticket BEGIN
     UPDATE partition SET
         held = held - CASE NEW.permits WHEN 0 THEN 1 << 40 ELSE NEW.permits END,
         holders = holders - 1,
-        since_then = since_then - NEW.granted + since
+        since_then = since_then - NEW.granted + since,
+        -- as `retire` has it
+        idle_from = CASE
+            WHEN key IS NOT NULL AND holders = 1 AND waiting = 0 AND NOT paused AND override IS NULL
+            THEN max(tat, next_grant)
+        END
     WHERE id = NEW.partition;
     INSERT INTO do_correct VALUES (
         NEW.partition, NEW.line, NEW.permits, max(0, NEW.ended - NEW.granted), NEW.charged
@@ -462,24 +467,17 @@ CREATE TRIGGER ticket_ended AFTER UPDATE OF ended ON ticket BEGIN
     UPDATE guard SET
         ended = ended + 1,
         finished = finished + (NEW.state = 'released'),
-        -- The mean of the first five, then halfway to the mean of each sixteen.
-        mean_hold = CASE
-            WHEN NEW.state <> 'released' THEN mean_hold
-            WHEN mean_hold = 0 AND batch = 4 THEN CAST(batch_ticks + max(1, NEW.ended - NEW.granted) AS REAL) / 5
-            WHEN batch = 15 THEN (mean_hold + CAST(batch_ticks + max(1, NEW.ended - NEW.granted) AS REAL) / 16) / 2
-            ELSE mean_hold
-        END,
-        batch_ticks = CASE
-            WHEN NEW.state <> 'released' THEN batch_ticks
-            WHEN batch = CASE mean_hold WHEN 0 THEN 4 ELSE 15 END THEN 0
-            ELSE batch_ticks + max(1, NEW.ended - NEW.granted)
-        END,
-        batch = CASE
-            WHEN NEW.state <> 'released' THEN batch
-            WHEN batch = CASE mean_hold WHEN 0 THEN 4 ELSE 15 END THEN 0
-            ELSE batch + 1
-        END
+        batch = batch + (NEW.state = 'released'),
+        batch_ticks = batch_ticks + (NEW.state = 'released') * max(1, NEW.ended - NEW.granted)
     WHERE id = NEW.guard;
+    -- The mean of the first five, then halfway to the mean of each sixteen.
+    UPDATE guard SET
+        mean_hold = CASE mean_hold
+            WHEN 0 THEN CAST(batch_ticks AS REAL) / 5 ELSE (mean_hold + CAST(batch_ticks AS REAL) / 16) / 2
+        END,
+        batch = 0,
+        batch_ticks = 0
+    WHERE id = NEW.guard AND batch = CASE mean_hold WHEN 0 THEN 5 ELSE 16 END;
     UPDATE partition SET ordering = (SELECT ordering FROM guard WHERE id = NEW.guard)
     WHERE NEW.permits = 0 AND id = NEW.partition AND held = 0 AND waiting = 0
         AND ordering <> (SELECT ordering FROM guard WHERE id = NEW.guard);
@@ -514,19 +512,28 @@ END;
 -- deep; whoever finds that many granted advances again.
 CREATE VIEW do_advance (partition, now, step, grants) AS VALUES (0, 0, 0, 0);
 CREATE TRIGGER advance INSTEAD OF INSERT ON do_advance
-WHEN (
-    SELECT
-        waiting > 0 AND NOT shut AND opening <= NEW.now AND NEW.grants > 0
-        AND CASE WHEN held = 0 THEN 1 WHEN held >= capacity THEN 0 ELSE (
-            SELECT permits > 0 AND held + permits <= capacity FROM head WHERE partition = NEW.partition
-        ) END
-    FROM gate WHERE partition = NEW.partition
+WHEN NEW.grants > 0 AND EXISTS (
+    SELECT 1 FROM gate
+    WHERE partition = NEW.partition AND waiting > 0 AND NOT shut AND opening <= NEW.now
+        AND (held = 0 OR held < capacity)
+) BEGIN
+    INSERT INTO do_grant VALUES (
+        NEW.partition, (SELECT ticket FROM head WHERE partition = NEW.partition), NEW.now, NEW.step, NEW.grants
+    );
+END;
+
+CREATE VIEW do_grant (partition, ticket, now, step, grants) AS VALUES (0, 0, 0, 0, 0);
+CREATE TRIGGER grant_first INSTEAD OF INSERT ON do_grant
+WHEN EXISTS (
+    SELECT 1 FROM gate CROSS JOIN ticket AS t
+    WHERE gate.partition = NEW.partition AND t.id = NEW.ticket
+        AND (held = 0 OR (t.permits > 0 AND held + t.permits <= capacity))
 ) BEGIN
     UPDATE ticket SET
         state = 'held', at = NEW.now,
         granted = (SELECT max(next_grant, NEW.now) FROM partition WHERE id = NEW.partition),
         decided_by = nullif(NEW.step, id)
-    WHERE id = (SELECT ticket FROM head WHERE partition = NEW.partition);
+    WHERE id = NEW.ticket;
     INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, NEW.grants - 1);
 END;
 
@@ -581,7 +588,7 @@ CREATE TRIGGER settle INSTEAD OF INSERT ON do_settle BEGIN
     FROM gate AS p CROSS JOIN ticket AS t ON t.partition = p.partition
     WHERE p.partition = NEW.partition AND p.beyond > 0 AND t.state = 'waiting' AND t.permits > p.capacity
     ORDER BY t.score, t.arrival;
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 500);
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 400);
     INSERT INTO do_retire VALUES (NEW.partition, NEW.now);
 END;
 
@@ -628,25 +635,20 @@ CREATE TRIGGER displace INSTEAD OF INSERT ON do_displace
 WHEN NEW.surplus IS NOT NULL AND (SELECT state = 'waiting' FROM ticket WHERE id = NEW.ticket) BEGIN
     INSERT INTO do_turn_away VALUES (NEW.surplus, 'full', NEW.now, NEW.ticket);
     -- It may have been in the way of those behind it.
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.ticket, 500);
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.ticket, 400);
 END;
 
 -- === 8. Enter ====================================================================================
-
-CREATE VIEW do_open_key (guard, key, now) AS VALUES (0, 0, 0);
-CREATE TRIGGER open_before INSTEAD OF INSERT ON do_open_key WHEN NEW.key IS NOT NULL BEGIN
-    INSERT INTO do_open VALUES (NEW.guard, NEW.key, NEW.now, 0);
-END;
 
 -- The columns that a caller gives are the ticket's terms. `wait` = 0: what can't be granted at once leaves
 -- no trace. Sent again, a ticket has its first answer already.
 CREATE VIEW op_enter (
     id, guard, key, permits, patience, priority, tenant, share, label, within, wait, now
 ) AS VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
-CREATE TRIGGER enter INSTEAD OF INSERT ON op_enter WHEN NOT EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id) BEGIN
-    INSERT INTO do_open_key VALUES (NEW.guard, NEW.key, NEW.now);
+CREATE TRIGGER enter INSTEAD OF INSERT ON op_enter BEGIN
+    INSERT INTO do_open_key VALUES (NEW.id, NEW.guard, NEW.key, NEW.now);
     -- Most find a permit free and nobody waiting: they would be queued, and granted at once.
-    INSERT INTO ticket (
+    INSERT OR IGNORE INTO ticket (
         id, guard, partition, state, permits, score, arrival, granted, at, share, tenant, label
     )
     SELECT
@@ -667,6 +669,27 @@ CREATE TRIGGER enter INSTEAD OF INSERT ON op_enter WHEN NOT EXISTS (SELECT 1 FRO
         tat = coalesce(max(tat, NEW.now) + (SELECT pace FROM guard WHERE id = NEW.guard), tat),
         idle_from = NULL
     WHERE changes() > 0 AND guard = NEW.guard AND key IS NEW.key;
+    INSERT INTO do_enter VALUES (
+        NEW.id, NEW.guard, NEW.key,
+        NEW.permits, NEW.patience, NEW.priority, NEW.tenant, NEW.share, NEW.label, NEW.within, NEW.wait, NEW.now
+    );
+END;
+
+-- The key's partition is there already, as a rule; a ticket that is sent again needs none.
+CREATE VIEW do_open_key (id, guard, key, now) AS VALUES (0, 0, 0, 0);
+CREATE TRIGGER open_before INSTEAD OF INSERT ON do_open_key
+WHEN NEW.key IS NOT NULL AND NOT EXISTS (
+    SELECT 1 FROM partition
+    WHERE guard = NEW.guard AND key = NEW.key AND (idle_from IS NULL OR idle_from > NEW.now)
+) AND NOT EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id) BEGIN
+    INSERT INTO do_open VALUES (NEW.guard, NEW.key, NEW.now, 0);
+END;
+
+CREATE VIEW do_enter (
+    id, guard, key, permits, patience, priority, tenant, share, label, within, wait, now
+) AS VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+CREATE TRIGGER enter_otherwise INSTEAD OF INSERT ON do_enter
+WHEN NOT EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id) BEGIN
     INSERT INTO do_queue VALUES (
         NEW.id, NEW.guard, NEW.key, (SELECT id FROM partition WHERE guard = NEW.guard AND key IS NEW.key),
         NEW.permits, NEW.patience, NEW.priority, NEW.tenant, NEW.share, NEW.label, NEW.within, NEW.wait, NEW.now
@@ -695,9 +718,8 @@ CREATE TRIGGER queue_nowhere INSTEAD OF INSERT ON do_queue WHEN NEW.partition IS
     INSERT INTO refusal VALUES (NEW.guard, 'too_many_keys', 1) ON CONFLICT DO UPDATE SET count = count + 1;
 END;
 -- The others: in a partition that is advanced first. Who asks for more than there is isn't queued.
-CREATE TRIGGER queue INSTEAD OF INSERT ON do_queue
-WHEN NEW.partition IS NOT NULL AND NOT EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id) BEGIN
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.id, 500);
+CREATE TRIGGER queue INSTEAD OF INSERT ON do_queue WHEN NEW.partition IS NOT NULL BEGIN
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.id, 400);
     UPDATE partition SET ordering = (SELECT ordering FROM guard WHERE id = NEW.guard)
     WHERE id = NEW.partition AND held = 0 AND waiting = 0
         AND ordering <> (SELECT ordering FROM guard WHERE id = NEW.guard)
@@ -733,7 +755,7 @@ CREATE TRIGGER wait INSTEAD OF INSERT ON do_wait WHEN (SELECT state = 'waiting' 
         NEW.partition, (SELECT line FROM ticket WHERE id = NEW.id), NEW.share,
         (SELECT last_arrival FROM partition WHERE id = NEW.partition)
     );
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.id, 500);
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.id, 400);
     UPDATE ticket SET state = 'withdrawn', gone = NEW.now WHERE NOT NEW.wait AND id = NEW.id AND state = 'waiting';
     DELETE FROM ticket WHERE NOT NEW.wait AND id = NEW.id AND state = 'withdrawn';
     INSERT INTO do_judge VALUES (
@@ -766,27 +788,25 @@ END;
 -- Release or withdraw; idempotent. `reason` is why a waiting ticket gives up, where it isn't simply
 -- withdrawn: then its row stays, to be read. `finished`: the work ended by itself.
 CREATE VIEW op_leave (id, reason, finished, now, step) AS VALUES (0, 0, 0, 0, 0);
-CREATE TRIGGER leave INSTEAD OF INSERT ON op_leave BEGIN
-    INSERT INTO do_leave VALUES (
-        NEW.id,
-        (SELECT partition FROM ticket WHERE id = NEW.id),
-        (SELECT state = 'held' AND line IS NULL FROM ticket WHERE id = NEW.id),
-        NEW.reason, NEW.finished, NEW.now, NEW.step
-    );
-END;
-
 -- Most hold, and their partition isn't fair: then to advance afterwards grants what advancing before would have.
-CREATE VIEW do_leave (id, partition, simply, reason, finished, now, step) AS VALUES (0, 0, 0, 0, 0, 0, 0);
-CREATE TRIGGER leave_simply INSTEAD OF INSERT ON do_leave WHEN NEW.simply BEGIN
+CREATE TRIGGER leave_simply INSTEAD OF INSERT ON op_leave
+WHEN EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id AND state = 'held' AND line IS NULL) BEGIN
     UPDATE ticket SET
         state = CASE WHEN NEW.finished THEN 'released' ELSE 'broken' END, at = NEW.now, ended = NEW.now
     WHERE id = NEW.id;
+    INSERT INTO do_advance VALUES ((SELECT partition FROM ticket WHERE id = NEW.id), NEW.now, NEW.step, 400);
     DELETE FROM ticket WHERE id = NEW.id;
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 500);
-    INSERT INTO do_retire VALUES (NEW.partition, NEW.now);
 END;
-CREATE TRIGGER leave_somehow INSTEAD OF INSERT ON do_leave WHEN NOT NEW.simply BEGIN
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 500);
+CREATE TRIGGER leave_otherwise INSTEAD OF INSERT ON op_leave
+WHEN EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id AND (state <> 'held' OR line IS NOT NULL)) BEGIN
+    INSERT INTO do_leave VALUES (
+        NEW.id, (SELECT partition FROM ticket WHERE id = NEW.id), NEW.reason, NEW.finished, NEW.now, NEW.step
+    );
+END;
+
+CREATE VIEW do_leave (id, partition, reason, finished, now, step) AS VALUES (0, 0, 0, 0, 0, 0);
+CREATE TRIGGER leave_somehow INSTEAD OF INSERT ON do_leave BEGIN
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 400);
     UPDATE ticket SET
         state = CASE WHEN NEW.finished THEN 'released' ELSE 'broken' END, at = NEW.now, ended = NEW.now
     WHERE id = NEW.id AND state = 'held';
@@ -794,18 +814,18 @@ CREATE TRIGGER leave_somehow INSTEAD OF INSERT ON do_leave WHEN NOT NEW.simply B
     WHERE NEW.reason IS NULL AND id = NEW.id AND state = 'waiting';
     INSERT INTO do_turn_away VALUES (NEW.id, NEW.reason, NEW.now, NEW.id);
     DELETE FROM ticket WHERE id = NEW.id AND state <> 'refused';
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 500);
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 400);
     INSERT INTO do_retire VALUES (NEW.partition, NEW.now);
 END;
 
--- All that a dead client had, some 500 tickets at a time: those that wait first, so that nothing passes on to
+-- All that a dead client had, some 400 tickets at a time: those that wait first, so that nothing passes on to
 -- them. Its row goes with its last ticket, and what it declared: if nobody else did, the others' rules stand.
 CREATE VIEW op_bury (client, now, step) AS VALUES (0, 0, 0);
 CREATE TRIGGER bury INSTEAD OF INSERT ON op_bury BEGIN
     INSERT INTO op_leave
     SELECT id, NULL, 0, NEW.now, NEW.step FROM ticket
     WHERE id BETWEEN NEW.client << 36 AND (NEW.client << 36) + (1 << 36) - 1 AND state = 'waiting'
-    ORDER BY id LIMIT 500;
+    ORDER BY id LIMIT 400;
     INSERT INTO op_leave
     SELECT id, NULL, 0, NEW.now, NEW.step FROM ticket
     WHERE id BETWEEN NEW.client << 36 AND (NEW.client << 36) + (1 << 36) - 1 AND state IN ('held', 'lost')
@@ -813,7 +833,7 @@ CREATE TRIGGER bury INSTEAD OF INSERT ON op_bury BEGIN
             SELECT 1 FROM ticket
             WHERE id BETWEEN NEW.client << 36 AND (NEW.client << 36) + (1 << 36) - 1 AND state = 'waiting'
         )
-    ORDER BY id LIMIT 500;
+    ORDER BY id LIMIT 400;
     DELETE FROM ticket
     WHERE id BETWEEN NEW.client << 36 AND (NEW.client << 36) + (1 << 36) - 1 AND state = 'refused';
     DELETE FROM client WHERE id = NEW.client AND NOT EXISTS (
@@ -833,7 +853,7 @@ END;
 
 CREATE VIEW op_advance (partition, now, step) AS VALUES (0, 0, 0);
 CREATE TRIGGER advance_one INSTEAD OF INSERT ON op_advance BEGIN
-    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 500);
+    INSERT INTO do_advance VALUES (NEW.partition, NEW.now, NEW.step, 400);
 END;
 
 -- Take a ticket out, waiting or held, as it is; what was due besides is granted after.
@@ -844,7 +864,7 @@ WHEN (SELECT guard = NEW.guard AND state IN ('waiting', 'held') FROM ticket WHER
     WHERE id = NEW.id AND state = 'held';
     INSERT INTO do_turn_away VALUES (NEW.id, 'evicted', NEW.now, NEW.step);
     INSERT INTO do_advance VALUES (
-        (SELECT partition FROM ticket WHERE id = NEW.id), NEW.now, NEW.step, 500
+        (SELECT partition FROM ticket WHERE id = NEW.id), NEW.now, NEW.step, 400
     );
     INSERT INTO do_retire VALUES ((SELECT partition FROM ticket WHERE id = NEW.id), NEW.now);
 END;
@@ -854,7 +874,7 @@ CREATE VIEW op_configure (guard, key, override, keep_override, paused, now, step
 CREATE TRIGGER configure_key INSTEAD OF INSERT ON op_configure WHEN NEW.key IS NOT NULL BEGIN
     INSERT INTO do_open VALUES (NEW.guard, NEW.key, NEW.now, 1);
     INSERT INTO do_advance VALUES (
-        (SELECT id FROM partition WHERE guard = NEW.guard AND key = NEW.key), NEW.now, NEW.step, 500
+        (SELECT id FROM partition WHERE guard = NEW.guard AND key = NEW.key), NEW.now, NEW.step, 400
     );
     UPDATE partition SET
         override = CASE WHEN NEW.keep_override THEN override ELSE NEW.override END,
@@ -866,7 +886,7 @@ CREATE TRIGGER configure_key INSTEAD OF INSERT ON op_configure WHEN NEW.key IS N
 END;
 CREATE TRIGGER configure_guard INSTEAD OF INSERT ON op_configure WHEN NEW.key IS NULL BEGIN
     INSERT INTO do_advance
-    SELECT id, NEW.now, NEW.step, 500 FROM partition WHERE guard = NEW.guard AND waiting > 0 ORDER BY id;
+    SELECT id, NEW.now, NEW.step, 400 FROM partition WHERE guard = NEW.guard AND waiting > 0 ORDER BY id;
     UPDATE guard SET
         override = CASE WHEN NEW.keep_override THEN override ELSE NEW.override END,
         paused = coalesce(NEW.paused, paused)
@@ -909,7 +929,7 @@ END;
 CREATE VIEW do_stand (guard, declaration, now, step) AS VALUES (0, 0, 0, 0);
 CREATE TRIGGER stand INSTEAD OF INSERT ON do_stand BEGIN
     INSERT INTO do_advance
-    SELECT id, NEW.now, NEW.step, 500 FROM partition WHERE guard = NEW.guard AND waiting > 0 ORDER BY id;
+    SELECT id, NEW.now, NEW.step, 400 FROM partition WHERE guard = NEW.guard AND waiting > 0 ORDER BY id;
     UPDATE guard SET
         declared = d.declared, revision = d.revision, capacity = d.capacity, max_waiting = d.max_waiting,
         ordering = d.ordering, pace = d.pace, burst = d.burst, max_keys = d.max_keys

@@ -35,11 +35,11 @@ if TYPE_CHECKING:
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Rules, Ticket
 
-VERSION: Final = 1
+VERSION: Final = 2
 """Of the schema; another one's file is not opened."""
 BITS: Final = 36
 """A ticket's id is its client's number, shifted by so many bits, plus a number of the client's own."""
-MOST_GRANTS: Final = 500
+MOST_GRANTS: Final = 400
 """Tickets that one statement grants at most in a partition."""
 _SPIN_NS = 1_000_000
 _NAP = 0.000_2
