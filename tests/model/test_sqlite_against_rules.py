@@ -531,7 +531,7 @@ def test_tokens_grow_though_a_partition_was_deleted_and_the_caller_s_clock_is_be
     one = guarded.enter("key")
     guarded.now += UNIT
     store.leave(one, guarded.now)
-    for other in range(100):
+    for other in range(400):
         store.leave(guarded.enter(f"other {other}"), guarded.now)
         guarded.now += UNIT
     assert guarded.value("SELECT count(*) FROM partition WHERE key = 'key'") == 0
@@ -539,12 +539,13 @@ def test_tokens_grow_though_a_partition_was_deleted_and_the_caller_s_clock_is_be
     assert guarded.enter("key").granted > one.granted
 
 
-def test_keys_used_once_leave_few_rows_behind(store: Store) -> None:
-    guarded = Guarded(store, max_keys=10)
+@pytest.mark.parametrize(("max_keys", "few"), [(10, 10), (100_000, 256)])
+def test_keys_used_once_leave_few_rows_behind(store: Store, max_keys: int, few: int) -> None:
+    guarded = Guarded(store, max_keys=max_keys)
     for key in range(1000):
         store.leave(guarded.enter(str(key)), guarded.now)
         guarded.now += UNIT
-    assert guarded.value("SELECT count(*) FROM partition") <= 10
+    assert guarded.value("SELECT count(*) FROM partition") <= few
     assert guarded.value("SELECT keys FROM guard") == guarded.value("SELECT count(*) FROM partition")
 
 

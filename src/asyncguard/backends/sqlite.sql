@@ -548,8 +548,8 @@ WHEN (
     UPDATE partition SET idle_from = max(tat, next_grant) WHERE id = NEW.partition;
 END;
 
--- Make a partition, unless it is there or too many are. By the way some are deleted that count as gone: more
--- than are made, so that they are never many.
+-- Make a partition, unless it is there or too many are. Where there are many, some are deleted by the way that
+-- count as gone, those first that were used least recently: more than are made, so that few stay that nobody uses.
 CREATE VIEW do_open (guard, key, now, always) AS VALUES (0, 0, 0, 0);
 CREATE TRIGGER open_key INSTEAD OF INSERT ON do_open
 WHEN NOT EXISTS (
@@ -563,7 +563,8 @@ WHEN NOT EXISTS (
 ) BEGIN
     DELETE FROM partition WHERE guard = NEW.guard AND key = NEW.key;
     DELETE FROM partition WHERE id IN (
-        SELECT id FROM partition WHERE guard = NEW.guard AND idle_from <= NEW.now ORDER BY idle_from LIMIT 64
+        SELECT id FROM partition WHERE guard = NEW.guard AND idle_from <= NEW.now ORDER BY idle_from
+        LIMIT (SELECT CASE WHEN keys >= min(max_keys, 256) THEN 64 ELSE 0 END FROM guard WHERE id = NEW.guard)
     );
     INSERT INTO partition (guard, key, ordering, next_grant)
     SELECT id, NEW.key, ordering, floor FROM guard
