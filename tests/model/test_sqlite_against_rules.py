@@ -10,6 +10,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
@@ -23,7 +24,7 @@ from asyncguard.admission import KEEP, Admission, Partition
 from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
 from asyncguard.clock import TICKS
 from asyncguard.order import FairQueue
-from asyncguard.statistics import Statistics
+from asyncguard.statistics import Statistics, percentiles
 from asyncguard.ticket import EXCLUSIVE, Declaration, Rate, Rules, Terms, Ticket, new_ticket
 
 if TYPE_CHECKING:
@@ -537,6 +538,20 @@ def test_tokens_grow_though_a_partition_was_deleted_and_the_caller_s_clock_is_be
     assert guarded.value("SELECT count(*) FROM partition WHERE key = 'key'") == 0
     guarded.now = early
     assert guarded.enter("key").granted > one.granted
+
+
+@pytest.mark.parametrize("count", [4, 5, 21, 1013, 1030, 3000])
+def test_percentiles_are_those_of_the_last_thousand(store: Store, count: int) -> None:
+    guarded = Guarded(store)
+    holds = [1 + one * one for one in range(count)]
+    for hold in holds:
+        ticket = guarded.enter()
+        guarded.now += hold
+        store.leave(ticket, guarded.now)
+        guarded.now += UNIT
+    seen = store.inspect("guard", None, guarded.now)
+    assert (seen.granted, seen.hold) == (count, percentiles(deque(holds[-1000:])))
+    assert guarded.value("SELECT count(*) FROM recent") <= 64
 
 
 @pytest.mark.parametrize(("max_keys", "few"), [(10, 10), (100_000, 256)])

@@ -53,9 +53,10 @@ CREATE TABLE guard (
     keys INTEGER NOT NULL DEFAULT 0,         -- partitions, its own aside
     floor INTEGER NOT NULL DEFAULT 0,        -- the highest next_grant of a deleted partition
     ended INTEGER NOT NULL DEFAULT 0,        -- tickets that held and hold no more
-    finished INTEGER NOT NULL DEFAULT 0,     -- those of them whose work ended by itself
-    batch INTEGER NOT NULL DEFAULT 0,        -- holds that are not in the mean yet
+    batches INTEGER NOT NULL DEFAULT 0,      -- how many batches of holds the mean is of
+    batch INTEGER NOT NULL DEFAULT 0,        -- holds that are not in it yet
     batch_ticks INTEGER NOT NULL DEFAULT 0,  -- their sum
+    batch_text TEXT NOT NULL DEFAULT '',     -- the wait and the hold of each
     mean_hold REAL NOT NULL DEFAULT 0        -- ticks; 0: not yet
 ) STRICT;
 
@@ -75,11 +76,10 @@ CREATE TABLE declaration (
     UNIQUE (guard, declared, client)
 ) STRICT;
 
--- The last thousand waits and holds of each guard, a ring: guard * 1000 + place.
+-- The last waits and holds of each guard, a thousand or some more, by batches: guard * 64 + place in a ring.
 CREATE TABLE recent (
     id INTEGER PRIMARY KEY,
-    wait INTEGER NOT NULL,
-    hold INTEGER NOT NULL
+    batch_text TEXT NOT NULL
 ) STRICT;
 
 CREATE TABLE refusal (
@@ -461,26 +461,28 @@ CREATE TRIGGER ticket_ended AFTER UPDATE OF ended ON ticket BEGIN
         NEW.partition, NEW.line, NEW.permits, max(0, NEW.ended - NEW.granted), NEW.charged
     );
     -- What was broken off says nothing of how long work takes; what took place took a tick at least.
-    REPLACE INTO recent
-    SELECT id * 1000 + finished % 1000, NEW.granted - NEW.arrival, max(1, NEW.ended - NEW.granted)
-    FROM guard WHERE NEW.state = 'released' AND id = NEW.guard;
+    UPDATE guard SET ended = ended + 1 WHERE NEW.state <> 'released' AND id = NEW.guard;
     UPDATE guard SET
         ended = ended + 1,
-        finished = finished + (NEW.state = 'released'),
-        batch = batch + (NEW.state = 'released'),
-        batch_ticks = batch_ticks + (NEW.state = 'released') * max(1, NEW.ended - NEW.granted)
-    WHERE id = NEW.guard;
-    -- The mean of the first five, then halfway to the mean of each sixteen.
-    UPDATE guard SET
-        mean_hold = CASE mean_hold
-            WHEN 0 THEN CAST(batch_ticks AS REAL) / 5 ELSE (mean_hold + CAST(batch_ticks AS REAL) / 16) / 2
-        END,
-        batch = 0,
-        batch_ticks = 0
-    WHERE id = NEW.guard AND batch = CASE mean_hold WHEN 0 THEN 5 ELSE 16 END;
+        batch = batch + 1,
+        batch_ticks = batch_ticks + max(1, NEW.ended - NEW.granted),
+        batch_text = batch_text || (NEW.granted - NEW.arrival) || ' ' || max(1, NEW.ended - NEW.granted) || ' '
+    WHERE NEW.state = 'released' AND id = NEW.guard;
     UPDATE partition SET ordering = (SELECT ordering FROM guard WHERE id = NEW.guard)
     WHERE NEW.permits = 0 AND id = NEW.partition AND held = 0 AND waiting = 0
         AND ordering <> (SELECT ordering FROM guard WHERE id = NEW.guard);
+END;
+
+-- The mean of the first five, then halfway to the mean of each sixteen.
+CREATE TRIGGER batch_is_full AFTER UPDATE OF batch ON guard
+WHEN NEW.batch = CASE NEW.batches WHEN 0 THEN 5 ELSE 16 END BEGIN
+    REPLACE INTO recent VALUES (NEW.id * 64 + NEW.batches % 64, NEW.batch_text);
+    UPDATE guard SET
+        mean_hold = CASE batches
+            WHEN 0 THEN CAST(batch_ticks AS REAL) / 5 ELSE (mean_hold + CAST(batch_ticks AS REAL) / 16) / 2
+        END,
+        batches = batches + 1, batch = 0, batch_ticks = 0, batch_text = ''
+    WHERE id = NEW.id;
 END;
 
 CREATE TRIGGER ticket_gone AFTER UPDATE OF gone ON ticket BEGIN

@@ -65,9 +65,13 @@ _DUE = """
 """
 _GUARD = "SELECT id, declared FROM guard WHERE name = ?"
 _GUARDS = "SELECT name, declared FROM guard WHERE substr(name, 1, ?) = ? ORDER BY name"
-_PICTURE_GUARD = "SELECT id, declared, override, paused, ended, mean_hold FROM guard WHERE name = ?"
+_PICTURE_GUARD = """
+    SELECT id, declared, override, paused, ended, mean_hold, batches, batch_text FROM guard WHERE name = ?
+"""
 _PICTURE_REFUSALS = "SELECT reason, count FROM refusal WHERE guard = ?"
-_PICTURE_RECENT = "SELECT wait, hold FROM recent WHERE id BETWEEN ? * 1000 AND ? * 1000 + 999"
+_PICTURE_RECENT = """
+    SELECT batch_text FROM recent WHERE id BETWEEN ? * 64 AND ? * 64 + 63 ORDER BY (id + 64 - ? % 64) % 64
+"""
 _PICTURE_PARTITIONS = """
     SELECT id, key, ordering, override, paused, tat, holders FROM partition
     WHERE guard = ? AND (idle_from IS NULL OR idle_from > ?) ORDER BY id
@@ -492,16 +496,18 @@ class Store:
 
     def _restore(self, name: str, key: str | None, now: int) -> Admission:
         """Make the rules' own objects of what is stored of a guard; of one key's partition, or of all."""
-        guard, declared, override, paused, ended, mean = self._run(_PICTURE_GUARD, (name,)).fetchone()
+        row = self._run(_PICTURE_GUARD, (name,)).fetchone()
+        guard, declared, override, paused, ended, mean, batches, latest = row
         admission = Admission(Declaration(name, _as_rules(declared)), self.epoch)
         admission.limit = override
         admission.paused = bool(paused)
         statistics = admission.statistics
         statistics.mean_hold = mean
         statistics.refused.update(self._run(_PICTURE_REFUSALS, (guard,)).fetchall())
-        for wait, hold in self._run(_PICTURE_RECENT, (guard, guard)).fetchall():
-            statistics.waits.append(wait)
-            statistics.holds.append(hold)
+        earlier = self._run(_PICTURE_RECENT, (guard, guard, batches)).fetchall()
+        recent = [int(ticks) for (text,) in (*earlier, (latest,)) for ticks in text.split()]
+        statistics.waits.extend(recent[::2])
+        statistics.holds.extend(recent[1::2])
         restored = {}
         for row in self._run(_PICTURE_PARTITIONS, (guard, now)).fetchall():
             if key is None or row[1] == key:
