@@ -403,7 +403,7 @@ ON_THE_WAY = [
     "INSERT INTO op_advance VALUES (?,?,?)",
     "INSERT INTO op_evict VALUES (?,?,?,?)",
     "SELECT state FROM ticket WHERE id = ?",
-    "SELECT client, partition FROM ticket WHERE decided_by = ?",
+    "SELECT client FROM ticket WHERE decided_by = ?",
     "SELECT id, state FROM ticket WHERE client = ? AND decided_by IS NOT NULL",
     "SELECT opening FROM gate WHERE guard = ? AND key IS ?",
     "DELETE FROM ticket WHERE id = ? AND state IN ('refused', 'lost')",

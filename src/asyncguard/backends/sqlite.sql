@@ -649,7 +649,7 @@ CREATE VIEW op_enter (
     id, guard, key, permits, patience, priority, tenant, share, label, within, wait, now
 ) AS VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
 CREATE TRIGGER enter INSTEAD OF INSERT ON op_enter BEGIN
-    INSERT INTO do_open_key VALUES (NEW.id, NEW.guard, NEW.key, NEW.now);
+    INSERT INTO do_open_before VALUES (NEW.id, NEW.guard, NEW.key, NEW.now);
     -- Most find a permit free and nobody waiting: they would be queued, and granted at once.
     INSERT OR IGNORE INTO ticket (
         id, guard, partition, state, permits, score, arrival, granted, at, share, tenant, label
@@ -678,12 +678,12 @@ CREATE TRIGGER enter INSTEAD OF INSERT ON op_enter BEGIN
     );
 END;
 
--- The key's partition is there already, as a rule; a ticket that is sent again needs none.
-CREATE VIEW do_open_key (id, guard, key, now) AS VALUES (0, 0, 0, 0);
-CREATE TRIGGER open_before INSTEAD OF INSERT ON do_open_key
-WHEN NEW.key IS NOT NULL AND NOT EXISTS (
+-- The partition is there already, as a rule; a ticket that is sent again needs none.
+CREATE VIEW do_open_before (id, guard, key, now) AS VALUES (0, 0, 0, 0);
+CREATE TRIGGER open_before INSTEAD OF INSERT ON do_open_before
+WHEN NOT EXISTS (
     SELECT 1 FROM partition
-    WHERE guard = NEW.guard AND key = NEW.key AND (idle_from IS NULL OR idle_from > NEW.now)
+    WHERE guard = NEW.guard AND key IS NEW.key AND (idle_from IS NULL OR idle_from > NEW.now)
 ) AND NOT EXISTS (SELECT 1 FROM ticket WHERE id = NEW.id) BEGIN
     INSERT INTO do_open VALUES (NEW.guard, NEW.key, NEW.now, 0);
 END;
@@ -702,15 +702,8 @@ END;
 CREATE VIEW do_queue (
     id, guard, key, partition, permits, patience, priority, tenant, share, label, within, wait, now
 ) AS VALUES (0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
--- The guard's own partition is made by its first ticket, which then enters again.
-CREATE TRIGGER queue_first INSTEAD OF INSERT ON do_queue WHEN NEW.partition IS NULL AND NEW.key IS NULL BEGIN
-    INSERT INTO do_open VALUES (NEW.guard, NULL, NEW.now, 0);
-    INSERT INTO op_enter VALUES (
-        NEW.id, NEW.guard, NULL, NEW.permits, NEW.patience, NEW.priority, NEW.tenant, NEW.share, NEW.label,
-        NEW.within, NEW.wait, NEW.now
-    );
-END;
-CREATE TRIGGER queue_nowhere INSTEAD OF INSERT ON do_queue WHEN NEW.partition IS NULL AND NEW.key IS NOT NULL BEGIN
+-- Too many keys are in use.
+CREATE TRIGGER queue_nowhere INSTEAD OF INSERT ON do_queue WHEN NEW.partition IS NULL BEGIN
     INSERT INTO ticket (
         id, guard, state, permits, score, arrival, at, reason, met_waiting, met_capacity, share, tenant, label
     )

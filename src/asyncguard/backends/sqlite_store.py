@@ -57,8 +57,9 @@ _FORGET = "DELETE FROM ticket WHERE id = ? AND state IN ('refused', 'lost')"
 _ANSWER = "state, arrival, granted, ended, reason, foreseen, met_waiting, met_capacity"
 _STATE = "SELECT state, arrival, granted FROM ticket WHERE id = ?"
 _READ = f"SELECT {_ANSWER} FROM ticket WHERE id = ?"  # noqa: S608
-_NEWS = f"SELECT id, {_ANSWER} FROM ticket WHERE client = ? AND decided_by IS NOT NULL ORDER BY granted"  # noqa: S608
-_DECIDED = "SELECT client, partition FROM ticket WHERE decided_by = ?"
+_NEWS = "SELECT granted, id, state, arrival FROM ticket WHERE client = ? AND decided_by IS NOT NULL"
+_DECIDED = "SELECT client FROM ticket WHERE decided_by = ?"
+_DECIDED_IN = "SELECT DISTINCT partition FROM ticket WHERE decided_by = ?"
 _DUE = """
     SELECT CASE WHEN waiting > 0 AND NOT shut AND opening > ? THEN opening END
     FROM gate WHERE guard = ? AND key IS ?
@@ -415,12 +416,12 @@ class Store:
         if not rows:
             return NOBODY
         while len(rows) >= MOST_GRANTS:
-            for partition in {row[1] for row in rows}:
+            for (partition,) in self._run(_DECIDED_IN, (step,)).fetchall():
                 self._run(_ADVANCE, (partition, now, step))
             before, rows = rows, self._run(_DECIDED, (step,)).fetchall()
             if len(rows) == len(before):
                 break
-        return frozenset(row[0] for row in rows)
+        return frozenset(client for (client,) in rows)
 
     def read(self, ticket: Ticket) -> bool:
         """Write into a ticket what was decided; False where nothing of it is stored."""
@@ -432,11 +433,18 @@ class Store:
     def news(self, client: int, tickets: Mapping[Any, Ticket]) -> list[Ticket]:
         """Write into a client's tickets what the steps of others decided; give those that changed."""
         changed = []
-        for ticket_id, *row in self._run(_NEWS, (client,)).fetchall():
+        rows = self._run(_NEWS, (client,)).fetchall()
+        rows.sort(key=lambda row: row[0] or 0)
+        for granted, ticket_id, state, arrival in rows:
             ticket = tickets.get(ticket_id)
-            if ticket is not None and ticket.state != row[0]:
-                _answer(ticket, row)
+            if ticket is not None and ticket.state != state:
                 changed.append(ticket)
+                if state == "held":
+                    ticket.arrival = arrival
+                    ticket.granted = granted
+                    ticket.state = state
+                else:
+                    self.read(ticket)
         return changed
 
     def present(self, client: int) -> list[int]:
