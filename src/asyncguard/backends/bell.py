@@ -77,10 +77,11 @@ class Bell:
     def silence(self) -> bool:
         """Have it ring no more, until it is rung again; tell whether somebody has come."""
         came = False
-        with contextlib.suppress(BlockingIOError):
+        try:
             while True:
                 came = self._socket.recv(1) == _HELLO or came
-        return came
+        except BlockingIOError:
+            return came
 
     def is_new_to(self, loop: asyncio.AbstractEventLoop) -> bool:
         """Whether a loop whose tickets wait is yet to be told to `hear_on`."""
