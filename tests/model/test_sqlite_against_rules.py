@@ -540,6 +540,35 @@ def test_tokens_grow_though_a_partition_was_deleted_and_the_caller_s_clock_is_be
     assert guarded.enter("key").granted > one.granted
 
 
+def test_the_first_in_line_waits_for_all_that_it_asks_for(store: Store) -> None:
+    guarded = Guarded(store, limit=3)
+    tickets = [guarded.enter(permits=permits) for permits in (2, 2, 1, EXCLUSIVE)]
+    held = []
+    for leaves in (None, *tickets):
+        if leaves is not None:
+            guarded.now += UNIT
+            store.leave(leaves, guarded.now)
+            store.news(guarded.client, {int(ticket.id): ticket for ticket in tickets})
+        held.append([ticket.state == "held" for ticket in tickets])
+    assert held == [
+        [True, False, False, False],
+        [False, True, True, False],
+        [False, False, True, False],
+        [False, False, False, True],
+        [False, False, False, False],
+    ]
+
+
+def test_a_key_is_in_use_while_its_permit_passes_on(store: Store) -> None:
+    guarded = Guarded(store)
+    one, other = guarded.enter("key"), guarded.enter("key")
+    idle_from = "SELECT idle_from FROM partition WHERE key = 'key'"
+    for ticket, is_idle in ((one, False), (other, True)):
+        guarded.now += UNIT
+        store.leave(ticket, guarded.now)
+        assert (guarded.value(idle_from) is not None) == is_idle
+
+
 @pytest.mark.parametrize("count", [4, 5, 21, 1013, 1030, 3000])
 def test_percentiles_are_those_of_the_last_thousand(store: Store, count: int) -> None:
     guarded = Guarded(store)
