@@ -123,6 +123,8 @@ class Lane:
             data = self._socket.recv(_MOST)
             while data:
                 self._take(data)
+                if not self.is_open:
+                    return
                 if len(data) < _MOST and not isinstance(self._socket, ssl.SSLSocket):
                     return
                 data = self._socket.recv(_MOST)
@@ -137,10 +139,13 @@ class Lane:
         reader.feed(data)
         while (answer := reader.gets()) is not False:
             request = self._unanswered.popleft()
-            if isinstance(answer, Reply):
-                self._hand_over(request, self)
-            else:
+            if not isinstance(answer, Reply):
                 request.bring(answer)
+                continue
+            self._hand_over(request, self)
+            if not str(answer).startswith("NOSCRIPT"):  # the courier mends that, and may connect elsewhere
+                self.close()
+                return
 
     def _watch(self) -> None:
         """See that the server answers."""
