@@ -79,7 +79,7 @@ class RedisServer:
         self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         scheme = SCHEMES[parts.scheme.lower()]
         try:
-            self._pool = redis.ConnectionPool.from_url(
+            pool = redis.ConnectionPool.from_url(
                 urlunsplit((scheme, parts.netloc, parts.path, urlencode(query, doseq=True), "")),
                 socket_timeout=self.timeout / 2,
                 socket_connect_timeout=self.timeout / 2,
@@ -89,7 +89,8 @@ class RedisServer:
             )
         except ValueError as error:
             raise ValueError(f"url: {error} (from ASYNCGUARD_URL or AsyncGuard(url))") from None
-        options: dict[str, Any] = self._pool.connection_kwargs
+        self._make: Any = pool.connection_class  # the pool itself stops when it has made a hundred
+        self._options = options = pool.connection_kwargs
         self.place: object = (
             "redis",
             options.get("host", "localhost"),
@@ -100,7 +101,7 @@ class RedisServer:
 
     def connect(self) -> Any:
         """Make a connection of redis-py, and connect it."""
-        connection: Any = self._pool.make_connection()
+        connection = self._make(**self._options)
         connection.connect()
         return connection
 
