@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from blockbuster import BlockBuster
 from jumping import JumpingLoop, LoopClock
+from valkey_cluster import Cluster, running_cluster
 from valkey_server import running_server
 
 from asyncguard import AsyncGuard
@@ -67,6 +68,13 @@ def redis_url() -> Iterator[str]:
     """Have a server run for all tests that need one, or use the one that ASYNCGUARD_TEST_REDIS_URL names."""
     with running_server() as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def redis_cluster() -> Iterator[Cluster]:
+    """Have a cluster of three masters run for all tests that need one."""
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 import pytest
 
 from asyncguard import AsyncGuard
 from asyncguard.testing.conformance import BackendConformance, MakeAsyncGuard
+
+if TYPE_CHECKING:
+    from valkey_cluster import Cluster
 
 
 class TestRedis(BackendConformance):
@@ -18,3 +22,9 @@ class TestRedis(BackendConformance):
     @pytest.fixture
     def make_ag(self, redis_url: str) -> MakeAsyncGuard:
         return functools.partial(AsyncGuard, f"{redis_url}?lease=1")
+
+
+class TestCluster(TestRedis):
+    @pytest.fixture
+    def make_ag(self, redis_cluster: Cluster) -> MakeAsyncGuard:
+        return functools.partial(AsyncGuard, f"{redis_cluster.url}?lease=1")

@@ -57,9 +57,11 @@ _UPWARD: dict[str, set[str]] = {
     },
 }
 _DRIVERS = {
-    "backends.redis_url": {"redis"},
     "backends.courier": {"redis"},
     "backends.lane": {"hiredis"},
+    "backends.redis_cluster": {"redis"},
+    "backends.redis_sentinel": {"redis"},
+    "backends.redis_url": {"redis"},
     "commands.examination.complaints": {"redis"},
     "commands.examination.server": {"redis"},
 }

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 _LEAST_SQLITE: Final = (3, 40)
 _WITH_SQLITE: Final = ("linux", "darwin")
 _REDIS: Final = ("redis", "rediss", "valkey", "valkeys")
+_KINDS_OF_REDIS: Final = ("", "sentinel", "cluster")
+"""What may follow one of these, after a plus sign: how several servers belong together."""
 
 
 class Backend(Protocol):
@@ -126,7 +128,8 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
         from asyncguard.backends.sqlite import SqliteBackend  # noqa: PLC0415
 
         return SqliteBackend(path_of(cast("str", url)), clock, namespace)
-    if scheme in _REDIS:
+    which, _, kind = scheme.partition("+")
+    if which in _REDIS and kind in _KINDS_OF_REDIS:
         if find_spec("redis") is None or find_spec("hiredis") is None:
             raise ValueError(f"url: {scheme}:// needs redis-py with hiredis: install `asyncguard[redis]`")
         from asyncguard.backends.redis import RedisBackend  # noqa: PLC0415
@@ -135,7 +138,8 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
     raise ValueError(
         f"url: no backend is known for the scheme {scheme!r} (from ASYNCGUARD_URL or AsyncGuard(url)); "
         "known: memory: (this process alone), sqlite:///path/guards.db (all processes of this host), and "
-        "redis://host:6379/0, rediss:// or valkey:// (all hosts)"
+        "redis://host:6379/0, rediss:// or valkey:// (all hosts), and of several servers "
+        "redis+sentinel://host:26379/service/0 and redis+cluster://host:6379/"
     )
 
 

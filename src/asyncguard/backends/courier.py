@@ -16,6 +16,7 @@ from redis.exceptions import (
     AskError,
     AuthenticationError,
     ClusterDownError,
+    MovedError,
     NoPermissionError,
     NoScriptError,
     ReadOnlyError,
@@ -32,7 +33,7 @@ from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from asyncguard.backends.redis_rules import Call
 
@@ -44,10 +45,19 @@ _MOST_AT_ONCE: Final = 100
 _FIRST_PAUSE: Final = 0.02
 _LONGEST_PAUSE: Final = 0.5
 """Seconds between two attempts to connect: twice as many after each that failed, up to here."""
+_DETOUR: Final = 0.05
+"""Seconds after which it is asked again for what is in a slot that was nowhere."""
 _EACH: Final = 1.0
 """Seconds after which a listener that heard nothing asks whether the server is there."""
-_PASSING: Final = (ReadOnlyError, ClusterDownError, AskError, TryAgainError)
-"""Answers that say that the server, or this one, can't decide just now."""
+_PASSING: Final = (ReadOnlyError,)
+"""Answers that say that the server can't decide just now."""
+_ASTRAY: Final = (MovedError, AskError, TryAgainError, ClusterDownError)
+"""Answers of a cluster that say that a guard isn't there, or not wholly: its slot is elsewhere, or moving.
+
+Nothing follows where ASK points to. A guard's first key names its slot and isn't stored, so that a node says
+ASK of all guards in a slot that it is about to give away: they rest until it has been given. Else a
+script would run where a part of the guard is, and find that nobody holds anything.
+"""
 _LASTING: Final = (AuthenticationError, NoPermissionError)
 """What time won't mend."""
 FAULTS: Final = (RedisError, OSError)
@@ -61,10 +71,15 @@ class Server(Protocol):
     """What people know it by; no password."""
     timeout: float
     """Seconds that anything asked of it may take."""
+    in_cluster: bool
+    """Whether it has only some of the slots; then channels are in slots, too."""
 
     def connect(self) -> Any:
         """Make a connection of redis-py, and connect it."""
         ...
+
+    def look_again(self, connection: Any) -> None:
+        """Find out by a connection to it where the slots are that it hasn't got."""
 
 
 class Receiver(Protocol):
@@ -75,8 +90,13 @@ class Receiver(Protocol):
         """Whether notices may come: then the server is asked each second whether it is there."""
         ...
 
-    def connected(self, moment: int) -> None:
-        """Hear that the server answers, and what time it has there: microseconds since 1970."""
+    def connected(self, server: Server, moment: int) -> None:
+        """Hear that a server answers, and what time it has there: microseconds since 1970."""
+        ...
+
+    def passes_on(self, server: Server, request: Request) -> bool:
+        """Have a request sent by another courier, if it is for another server; False: it isn't."""
+        ...
 
     def tick(self) -> float | None:
         """Do what time has brought; give the seconds until that is to be done again."""
@@ -88,8 +108,8 @@ class Receiver(Protocol):
     def listens(self, *, anew: bool) -> None:
         """Hear that notices come from now on; `anew`: some may have been missed."""
 
-    def out_of_reach(self, error: BackendUnavailable) -> None:
-        """Hear that the server hasn't been reached for as long as anybody waits for that."""
+    def out_of_reach(self, server: Server, error: BackendUnavailable, key: str | None = None) -> None:
+        """Hear that a server hasn't been reached for as long as anybody waits for that; or one key there."""
 
 
 class Request:
@@ -124,6 +144,13 @@ class Request:
             self.failed(BackendUnavailable(f"the server's answer can't be read: {error!r}"), True)
 
 
+def _explain(fault: ResponseError) -> object:
+    if not isinstance(fault, _ASTRAY):
+        return fault
+    answer = f"{type(fault).__name__.removesuffix('Error').upper()} {fault}"  # redis-py takes that word off
+    return f"{answer}: it is one node of a cluster, and a cluster's URL is redis+cluster://host:6379/"
+
+
 def _will_pass(fault: ResponseError) -> bool:
     return isinstance(fault, _PASSING) or str(fault).startswith(("BUSY", "UNKILLABLE", "LOADING"))
 
@@ -148,14 +175,23 @@ class Listener(threading.Thread):
         self._channels.add(channel)
         self._news.append(channel)
 
+    def forget(self, channel: str) -> None:
+        """Hear no more of what comes on a channel: it is another server's by now."""
+        self._channels.discard(channel)
+
     def subscribe(self) -> None:
         """Say to the server what is to be heard; from the courier's thread."""
         channels = []
         with contextlib.suppress(IndexError):
             while True:
                 channels.append(self._news.popleft())
-        if channels:
-            self._say("SUBSCRIBE", *channels)
+        for command in self._subscriptions(channels):
+            self._say(*command)
+
+    def _subscriptions(self, channels: Iterable[str]) -> list[tuple[str, ...]]:
+        if self._server.in_cluster:  # one command can't be about several slots
+            return [("SSUBSCRIBE", channel) for channel in channels]
+        return [("SUBSCRIBE", *channels)] if channels else []
 
     def stop(self) -> None:
         """Have it end, soon; from the courier's thread."""
@@ -193,8 +229,8 @@ class Listener(threading.Thread):
         connection = self._server.connect()
         with self._sending:
             self._connection = connection
-            if self._channels:
-                connection.send_command("SUBSCRIBE", *self._channels, check_health=False)
+            for command in self._subscriptions(list(self._channels)):
+                connection.send_command(*command, check_health=False)
         receiver = self._receiver()
         if receiver is not None:
             receiver.listens(anew=anew)
@@ -220,9 +256,9 @@ class Listener(threading.Thread):
         receiver = self._receiver()
         if receiver is None or not isinstance(answer, list):  # PONG, where nothing is listened to yet
             return
-        if answer[0] == b"message":
+        if answer[0] in (b"message", b"smessage"):
             receiver.heard(answer[2])
-        elif answer[0] == b"subscribe":
+        elif answer[0] in (b"subscribe", b"ssubscribe", b"sunsubscribe"):  # the last: a slot has gone elsewhere
             receiver.listens(anew=False)
 
     def _drop_connection(self) -> None:
@@ -259,6 +295,9 @@ class Courier(threading.Thread):
         self._has_told = False
         """Whether it was said that the server is out of reach."""
         self._pause = self._retry_at = 0.0
+        self._aside: deque[Request] = deque()
+        """Those of guards whose slots are nowhere at the moment; the node's others don't wait for them."""
+        self._aside_until = 0.0
         self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
         """Done once nothing of it is left."""
 
@@ -318,7 +357,7 @@ class Courier(threading.Thread):
                 if self._waiting:
                     self._deliver()
                     self._open_lanes()
-                elif self._is_over:
+                elif self._is_over and not self._aside:
                     break
         except BaseException as fault:  # noqa: BLE001 - it is told to whoever waits
             self._fault = fault
@@ -345,8 +384,17 @@ class Courier(threading.Thread):
 
     def _collect(self, pause: float | None) -> None:
         """Take what was given; wait for it if there is nothing else to do."""
-        if self._waiting or self._is_over:
-            pause = max(0.0, self._retry_at - time.monotonic()) if self._waiting else 0.0
+        now = time.monotonic()
+        if self._aside and self._aside_until <= now:
+            self._waiting.extend(self._aside)
+            self._aside.clear()
+        if self._waiting:
+            pause = max(0.0, self._retry_at - now)
+        elif self._aside:
+            left = self._aside_until - now
+            pause = left if pause is None or self._is_over else min(pause, left)
+        elif self._is_over:
+            pause = 0.0
         with contextlib.suppress(queue.Empty):
             request = self._inbox.get(timeout=pause) if pause is None or pause else self._inbox.get_nowait()
             while True:
@@ -390,7 +438,9 @@ class Courier(threading.Thread):
         try:
             if self._connection is None:
                 self._connect()
-            self._exchange()
+                self._pass_on()
+            if self._waiting:
+                self._exchange()
         except FAULTS as fault:
             self._drop_connection()
             self._note_outage(fault, began)
@@ -404,7 +454,7 @@ class Courier(threading.Thread):
         moment = int(seconds) * 1_000_000 + int(microseconds)
         receiver = self._receiver()
         if receiver is not None:
-            receiver.connected(moment - (self._now() - began) // 2000)
+            receiver.connected(self._server, moment - (self._now() - began) // 2000)
         if self._has_told:
             self._has_told = False
             _log.warning("the server %s answers again", self._server.name)
@@ -421,6 +471,7 @@ class Courier(threading.Thread):
             connection.pack_commands(request.command for request in batch), check_health=False
         )
         has_script = True
+        astray: dict[Request, ResponseError] = {}
         for request in batch:
             try:
                 answer = connection.read_response()
@@ -429,15 +480,55 @@ class Courier(threading.Thread):
                 self._waiting.rotate(-1)  # to the end, in their order
                 continue
             except ResponseError as fault:
+                if isinstance(fault, _ASTRAY) and self._server.in_cluster:
+                    astray[request] = fault
+                    self._waiting.rotate(-1)
+                    continue
                 if _will_pass(fault):
                     raise
-                self._waiting.popleft().failed(unavailable(self._server.name, fault), True)
+                self._waiting.popleft().failed(unavailable(self._server.name, _explain(fault)), True)
             else:
                 self._waiting.popleft()
                 request.bring(answer)
         if not has_script:
             connection.send_command("SCRIPT LOAD", SCRIPT, check_health=False)
             connection.read_response()
+        if astray:
+            self._redirect(astray)
+
+    def _redirect(self, astray: dict[Request, ResponseError]) -> None:
+        """Have requests go where their guards are by now; else they are sent here again, after a pause."""
+        self._server.look_again(self._connection)
+        self._pass_on()
+        hopeless: dict[str, BackendUnavailable] = {}
+        if not self._aside:
+            self._aside_until = time.monotonic() + _DETOUR
+        waiting, self._waiting = self._waiting, deque()
+        for request in waiting:
+            fault = astray.get(request)
+            if fault is None:
+                self._waiting.append(request)
+                continue
+            if self._now() - request.sent > self._server.timeout * TICKS:
+                error = hopeless[request.call.key] = unavailable(
+                    self._server.name,
+                    f"nobody has all of the guard's slot for now ({type(fault).__name__} {fault})",
+                )
+                if not request.failed(error, self._is_over):
+                    continue
+            self._aside.append(request)
+        receiver = self._receiver()
+        if receiver is not None:
+            for key, error in hopeless.items():
+                receiver.out_of_reach(self._server, error, key)
+
+    def _pass_on(self) -> None:
+        """Give to other couriers what is theirs, as far as that is known by now."""
+        self._waiting = deque(request for request in self._waiting if not self._is_for_another(request))
+
+    def _is_for_another(self, request: Request) -> bool:
+        receiver = self._receiver()
+        return receiver is not None and receiver.passes_on(self._server, request)
 
     def _drop_connection(self) -> None:
         connection, self._connection = self._connection, None
@@ -452,6 +543,7 @@ class Courier(threading.Thread):
             self._down_since = min(began, time.monotonic() - unheard)
             self._pause = 0.0  # perhaps only this connection had ended
         now = time.monotonic()
+        self._pass_on()
         self._retry_at = now + self._pause
         self._pause = min(2 * self._pause + _FIRST_PAUSE, _LONGEST_PAUSE)
         if now - self._down_since >= self._server.timeout or self._is_over or isinstance(fault, _LASTING):
@@ -466,7 +558,7 @@ class Courier(threading.Thread):
             )
             receiver = self._receiver()
             if receiver is not None:
-                receiver.out_of_reach(error)
+                receiver.out_of_reach(self._server, error)
 
     def _fail_all(self) -> None:
         error = unavailable(self._server.name, self._fault or "it is being closed; try again")
@@ -475,6 +567,8 @@ class Courier(threading.Thread):
                 request = self._inbox.get_nowait()
                 if isinstance(request, Request):
                     self._waiting.append(request)
+        self._waiting.extend(self._aside)
+        self._pass_on()
         with contextlib.suppress(IndexError):
             while True:
                 self._waiting.popleft().failed(error, True)

@@ -17,7 +17,7 @@ from asyncguard.admission import KEEP
 from asyncguard.backends.claims import Claims
 from asyncguard.backends.courier import Courier, Request
 from asyncguard.backends.redis_rules import MOST_RENEWED, RedisRules
-from asyncguard.backends.redis_url import RedisServer
+from asyncguard.backends.redis_servers import open_servers
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import BackendUnavailable
 from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rules
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from asyncguard.admission import Setting
     from asyncguard.backends.claims import Claim
+    from asyncguard.backends.courier import Server
     from asyncguard.backends.redis_rules import Call, Row
     from asyncguard.clock import Clock, Timer
     from asyncguard.errors import Reason
@@ -89,10 +90,16 @@ class Place:
 class _Guarded:
     """What is known of a guard that has been used here."""
 
-    __slots__ = ("attended_at", "declaration", "due", "sweep", "told")
+    __slots__ = ("attended_at", "base", "courier", "declaration", "due", "renewals", "sweep", "told")
 
-    def __init__(self, declaration: Declaration) -> None:
+    def __init__(self, declaration: Declaration, base: str, courier: Courier) -> None:
         self.declaration = declaration
+        self.base = base
+        """Its first key, by which it is known where it is."""
+        self.courier = courier
+        """That whose listener hears of it."""
+        self.renewals = 0
+        """Those that are on their way."""
         self.due: int | None = None
         """The tick at which time alone may move it, while any of our tickets waits."""
         self.sweep: int | None = None
@@ -109,20 +116,20 @@ class RedisBackend:
 
     A courier, a thread with a connection of its own, asks; a listener hears what other clients' steps
     decided. So leases are renewed however long an event loop is blocked, and it doesn't matter on which
-    loop a ticket waits.
+    loop a ticket waits. In a cluster there are the two for each node that has guards in use here.
     """
 
     answers_at_once = False
 
     def __init__(self, url: str, clock: Clock, namespace: str) -> None:
-        self._server = server = RedisServer(url)
-        self.lease = server.lease
+        self._servers = servers = open_servers(url)
+        self.lease = servers.lease
         self.namespace = namespace
-        self.place: object = (*cast("tuple[object, ...]", server.place), namespace)
+        self.place: object = (*cast("tuple[object, ...]", servers.place), namespace)
         self.assumptions = (
-            f"redis: guards all processes of all hosts that use {server.name} in namespace {namespace!r}; "
-            f"one unheard of for {server.lease / TICKS:g} s loses its permits. It rests on the "
-            "server keeping what it acknowledged, and on clocks whose rates differ by less than 1 %"
+            f"redis: guards all processes of all hosts that use {servers.name} in namespace {namespace!r}; "
+            f"one unheard of for {servers.lease / TICKS:g} s loses its permits. It rests on "
+            f"{servers.rests_on}, and on clocks whose rates differ by less than 1 %"
         )
         self._system = clock
         self.clock: Clock = _ServerClock(clock)
@@ -135,31 +142,36 @@ class RedisBackend:
         self.owner = f"{socket.gethostname()}:{os.getpid()}"
         self._lock = threading.RLock()
         self._client = secrets.token_hex(8)
-        self._rules = RedisRules(self.namespace, self._client, self.clock.epoch)
-        self._claims = Claims(self.lease, self._server.margin, self._write)
+        self._rules = RedisRules(
+            self.namespace, self._client, self.clock.epoch, cluster=self._servers.in_cluster
+        )
+        self._claims = Claims(self.lease, self._servers.margin, self._write)
         self._counter = itertools.count(1)
         self._guards: dict[str, _Guarded] = {}
         self._turns: list[tuple[int, int, _Guarded]] = []
         """When to see to each guard that time may move: a heap."""
-        self._courier: Courier | None = None
-        self._renewals = 0
-        """Those that are on their way."""
+        self._couriers: dict[Server, Courier] = {}
+        self._version = self._servers.version
+        """That of the servers by which the couriers were chosen."""
+        self._ticking = threading.Lock()
         self._renew_at: int | None = None
         self._look_at = 0
         self._wakes_at: int | None = None
-        """When the courier next sees what time has brought; None: when it is given something."""
+        """When the couriers next see what time has brought; None: when it is given something."""
         self._undone: list[tuple[Ticket, Call, int]] = []
         """Tickets that couldn't leave, how they do, and until when that is worth another attempt."""
 
     # --- what is sent --------------------------------------------------------------------------
 
-    def _hire(self) -> Courier:
-        courier = self._courier
+    def _hire(self, base: str) -> Courier:
+        """Find who asks the server that has a guard, by the guard's first key."""
+        server = self._servers.of(base)
+        courier = self._couriers.get(server)
         if courier is None:
             with self._lock:
-                courier = self._courier
+                courier = self._couriers.get(server)
                 if courier is None:
-                    courier = self._courier = Courier(self._server, self, self._system.now)
+                    courier = self._couriers[server] = Courier(server, self, self._system.now)
                     courier.start()
         return courier
 
@@ -167,9 +179,30 @@ class RedisBackend:
         guarded = self._guards.get(declaration.name)
         if guarded is None:
             with self._lock:
-                guarded = self._guards[declaration.name] = _Guarded(declaration)
-                self._hire().listener.listen(self._rules.channel(declaration.name))
+                base = self._rules.base(declaration.name)
+                guarded = self._guards[declaration.name] = _Guarded(declaration, base, self._hire(base))
+                guarded.courier.listener.listen(self._rules.channel(declaration.name))
         return guarded
+
+    def _follow(self) -> None:
+        """Have all guards heard of where they are by now, and let couriers go that are for none."""
+        version = self._servers.version
+        if version == self._version:
+            return
+        with self._lock:
+            self._version = version
+            for name, guarded in self._guards.items():
+                courier, former = self._hire(guarded.base), guarded.courier
+                if courier is not former:
+                    former.listener.forget(self._rules.channel(name))
+                    courier.listener.listen(self._rules.channel(name))
+                    guarded.courier = courier
+                    self._look_at = 0
+            needed = {guarded.courier for guarded in self._guards.values()}
+            for server, courier in list(self._couriers.items()):
+                if courier not in needed:
+                    del self._couriers[server]
+                    courier.stop()
 
     def _send(
         self,
@@ -177,7 +210,7 @@ class RedisBackend:
         answered: Callable[[Any, int], None],
         failed: Callable[[BackendUnavailable, bool], bool],
     ) -> None:
-        self._hire().send(Request(call, answered, failed))
+        self._hire(call.key).send(Request(call, answered, failed))
 
     def _send_aside(self, declaration: Declaration, call: Call) -> None:
         """Send what nobody waits for, and what is sent anew by itself if it gets lost."""
@@ -226,10 +259,10 @@ class RedisBackend:
             is_first = self._renew_at is None
             if is_first:
                 self._renew_at = now + self.lease // _RENEWALS_PER_LEASE
-        courier = self._hire()
+        call = self._rules.enter(ticket)
+        courier = self._hire(call.key)
         if is_first:
             courier.wake()
-        call = self._rules.enter(ticket)
 
         def answered(raw: Any, sent: int) -> None:
             self._take(declaration, call, raw, sent, ticket)
@@ -273,17 +306,17 @@ class RedisBackend:
         loop = asyncio._get_running_loop()  # noqa: SLF001 - None where none runs
         future: asyncio.Future[None] | None = None if loop is None else loop.create_future()
         call = self._rules.leave(ticket, reason, finished=finished)
-        self._hire().send_from(loop, self._leaving(ticket, call, now, future))
+        self._hire(call.key).send_from(loop, self._leaving(ticket, call, now, future))
         return future
 
     def abandon(self, ticket: Ticket) -> None:
-        if self._claims.leave(ticket.id) is not None and self._courier is not None:
+        if self._claims.leave(ticket.id) is not None and self._couriers:
             self._send_leave(ticket)
 
     def _send_leave(self, ticket: Ticket) -> None:
         """Have the courier see to it that a ticket leaves, also from a finaliser."""
         call = self._rules.leave(ticket, finished=False)
-        self._hire().send(self._leaving(ticket, call, self._system.now()))
+        self._hire(call.key).send(self._leaving(ticket, call, self._system.now()))
 
     def _leaving(
         self, ticket: Ticket, call: Call, now: int, future: asyncio.Future[None] | None = None
@@ -338,7 +371,7 @@ class RedisBackend:
     async def guards(self) -> list[Declaration]:
         """List the guards of the namespace that the server knows, by name."""
         loop = asyncio.get_running_loop()
-        keys = await loop.run_in_executor(None, self._server.find_keys, self._rules.guards)
+        keys = await loop.run_in_executor(None, self._servers.find_keys, self._rules.guards)
         found = []
         for name in sorted(filter(None, map(self._rules.guard_of, keys))):
             raw = await self._ask(self._rules.inspect(Declaration(name, Rules()), None))
@@ -356,12 +389,14 @@ class RedisBackend:
 
     async def aclose(self) -> None:
         with self._lock:
-            courier = self._courier
-            if courier is None or len(self._claims):  # permits stay with their holders
+            couriers = list(self._couriers.values())
+            if len(self._claims):  # permits stay with their holders
                 return
             self._start_anew()
-        courier.stop()
-        await asyncio.wrap_future(courier.ended)
+        for courier in couriers:
+            courier.stop()
+        for courier in couriers:
+            await asyncio.wrap_future(courier.ended)
 
     # --- what comes back -----------------------------------------------------------------------
 
@@ -437,41 +472,50 @@ class RedisBackend:
         """Whether any ticket is ours: then it is asked each second whether notices still come."""
         return bool(len(self._claims))
 
-    def connected(self, moment: int) -> None:
-        """Hear that the server answers: what time it is there, and that something may have been missed."""
+    def connected(self, server: Server, moment: int) -> None:
+        """Hear that a server answers: what time it is there, and that something may have been missed."""
         with self._lock:
             if not self._knows_the_time:
                 self._knows_the_time = True
                 self._rules.epoch = moment * TICKS_PER_MICROSECOND - self._system.now()
                 self.clock.epoch = self._rules.epoch
-        self._renew_all()
+        self._renew_all(server=server)
+
+    def passes_on(self, server: Server, request: Request) -> bool:
+        """Have another courier send what is for another server, as slots have turned out to be elsewhere."""
+        if self._servers.of(request.call.key) is server:
+            return False
+        self._hire(request.call.key).send(request)
+        return True
 
     def listens(self, *, anew: bool) -> None:
         """Hear that notices come from now on, but what was decided before is to be looked for."""
         self._look_at = 0
         if anew:
             self._renew_at = self._system.now()
-        if self._courier is not None and len(self._claims):
-            self._courier.wake()
+        if len(self._claims):
+            self._wake()
+
+    def _wake(self) -> None:
+        for courier in list(self._couriers.values()):
+            courier.wake()
 
     def heard(self, message: bytes) -> None:
         """Hear what other clients' steps decided."""
         self._hear(self._rules.read_message(message), None)
         deadline = self._claims.next_deadline
         wakes_at = self._wakes_at
-        if (
-            deadline is not None
-            and wakes_at is not None
-            and deadline < wakes_at
-            and self._courier is not None
-        ):
-            self._courier.wake()
+        if deadline is not None and wakes_at is not None and deadline < wakes_at:
+            self._wake()
 
-    def out_of_reach(self, error: BackendUnavailable) -> None:
-        """Hear that the server can't be reached: who waits needn't, and who holds may until its deadline."""
+    def out_of_reach(self, server: Server, error: BackendUnavailable, key: str | None = None) -> None:
+        """Hear that a server can't be reached: who waits needn't, and who holds may until its deadline."""
         del error
         for claim in self._claims.all():
             ticket = claim.ticket
+            base = self._use(ticket.terms.guard).base
+            if self._servers.of(base) is not server or base != (key or base):
+                continue
             with self._lock:
                 if ticket.state != "waiting" or self._claims.leave(ticket.id) is None:
                     continue
@@ -482,7 +526,15 @@ class RedisBackend:
             ticket.notify()
 
     def tick(self) -> float | None:
-        """Do what time has brought; give the seconds until that is to be done again."""
+        """Do what time has brought; give the seconds until that is to be done again.
+
+        Whichever courier comes first does it for all, so that none waits for another's server.
+        """
+        with self._ticking:
+            self._follow()
+            return self._tick()
+
+    def _tick(self) -> float | None:
         now = self._system.now()
         with self._lock:
             lost = self._claims.overdue(now)
@@ -520,12 +572,10 @@ class RedisBackend:
         undone, self._undone = self._undone, []
         for ticket, call, since in undone:
             if now < since + self.lease:
-                self._hire().send(self._leaving(ticket, call, since))
+                self._hire(call.key).send(self._leaving(ticket, call, since))
 
-    def _renew_all(self, most: int | None = None) -> None:
-        """Renew our tickets, or of each guard the oldest of those that wait."""
-        if self._renewals:  # the server hasn't answered the last yet
-            return
+    def _renew_all(self, most: int | None = None, server: Server | None = None) -> None:
+        """Renew our tickets, those on one server or all; or of each guard the oldest of those that wait."""
         by_guard: dict[Declaration, list[Claim]] = {}
         for claim in self._claims.all():
             state = claim.ticket.state
@@ -534,21 +584,29 @@ class RedisBackend:
                 if most is None or len(claims) < most:
                     claims.append(claim)
         for declaration, claims in by_guard.items():
+            guarded = self._use(declaration)
+            if guarded.renewals or (server is not None and self._servers.of(guarded.base) is not server):
+                continue  # the last wasn't answered yet, or others see to it
             for i in range(0, len(claims), MOST_RENEWED):
                 self._renew(declaration, claims[i : i + MOST_RENEWED])
 
     def _renew(self, declaration: Declaration, claims: list[Claim]) -> None:
         call = self._rules.renew(declaration, [claim.ticket.id for claim in claims])
+        guarded = self._use(declaration)
+
+        def count(change: int) -> None:
+            with self._lock:
+                guarded.renewals += change
 
         def answered(raw: Any, sent: int) -> None:
-            self._renewals -= 1
+            count(-1)
             self._take(declaration, call, raw, sent)
 
         def failed(_: BackendUnavailable, __: bool) -> bool:
-            self._renewals -= 1
+            count(-1)
             return False
 
-        self._renewals += 1
+        count(1)
         self._send(call, answered, failed)
 
     def _attend_by(self, guarded: _Guarded, moment: int) -> None:
@@ -556,9 +614,8 @@ class RedisBackend:
         if guarded.attended_at is None or moment < guarded.attended_at:
             guarded.attended_at = moment
             heapq.heappush(self._turns, (moment, next(self._counter), guarded))
-            courier, wakes_at = self._courier, self._wakes_at
-            if courier is not None and (wakes_at is None or moment < wakes_at):
-                courier.wake()
+            if self._wakes_at is None or moment < self._wakes_at:
+                self._wake()
 
     def _attend(self, now: int, guarded: _Guarded) -> None:
         """Have a guard see to what time has brought, while we wait there, or after we have left."""
@@ -623,7 +680,7 @@ _of_parents: list[object] = []
 
 def _forget_the_parent() -> None:
     for backend in list(_live):
-        _of_parents.append(backend._courier)  # noqa: SLF001
+        _of_parents.append(backend._couriers)  # noqa: SLF001
         backend._start_anew()  # noqa: SLF001
 
 

@@ -1,10 +1,10 @@
-"""What a URL says of a Redis or Valkey server, and how connections are made by it."""
+"""What a URL says of Redis or Valkey servers, and how connections are made by it."""
 
 from __future__ import annotations
 
 import math
 from typing import Any, Final, final
-from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import NoBackoff
@@ -15,11 +15,12 @@ from asyncguard.errors import BackendUnavailable
 
 SCHEMES: Final = {"redis": "redis", "rediss": "rediss", "valkey": "redis", "valkeys": "rediss"}
 """Those known here, and as which redis-py knows them."""
+_PORT: Final = 6379
 _LEASE: Final = 10.0
 _TIMEOUT: Final = 2.0
 _LEAST_LEASE, _LONGEST_LEASE = 0.1, 86_400.0
 _PER_LEASE: Final = 5
-"""How often a timeout fits into a lease, at least; see `RedisServer`."""
+"""How often a timeout fits into a lease, at least; see `RedisUrl`."""
 _MARGIN: Final = 20
 """The part of a lease that is kept for telling the work that it is over."""
 
@@ -33,21 +34,26 @@ def unavailable(name: str, fault: object) -> BackendUnavailable:
 
 
 @final
-class RedisServer:
-    """One server, as a URL such as rediss://user:password@host:6379/0?lease=10&timeout=2 names it.
+class RedisUrl:
+    """A URL such as rediss://user:password@host:6379/0?lease=10&timeout=2, or of several hosts.
 
-    `lease` is for how many seconds the server believes in a client that it doesn't hear from, and
+    `lease` is for how many seconds a server believes in a client that it doesn't hear from, and
     `timeout` how long it may take to be reached. A lease is renewed each third of it. That may fail, and
     then there are twice `timeout` for another attempt, before 0.99 of the lease and a margin of a
     twentieth have passed: lease / 3 + 2 x timeout <= 0.94 x lease, so `lease` is at least 5 x `timeout`
     to be safe. Where only `lease` is given, `timeout` follows.
 
+    `options` names those that only some kinds of URL know.
+
     Raises:
         ValueError: it isn't such a URL, or the two don't go together.
     """
 
-    def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+    def __init__(self, url: str, *, port: int = _PORT, options: tuple[str, ...] = ()) -> None:
+        try:
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise ValueError(f"url: {error} (from ASYNCGUARD_URL or AsyncGuard(url))") from None
         query = parse_qs(parts.query, keep_blank_values=True)
         lease = _seconds(query.pop("lease", None), "lease", _LEASE)
         usual = min(_TIMEOUT, lease / _PER_LEASE)
@@ -58,6 +64,7 @@ class RedisServer:
                 f"failed can be sent again in time, got lease={lease:g} and timeout={self.timeout:g}: use "
                 f"lease={self.timeout * _PER_LEASE:g} or timeout={lease / _PER_LEASE:g}"
             )
+        self.options = {name: query.pop(name)[-1] for name in options if name in query}
         unknown = [name for name in query if not name.startswith("ssl_")]
         if parts.fragment:
             raise ValueError(
@@ -65,22 +72,22 @@ class RedisServer:
                 "AsyncGuard(url))"
             )
         if unknown:
+            more = "".join(f", {name}" for name in options)
             raise ValueError(
-                f"url: unknown option {unknown[0]!r}; known: lease and timeout, in "
-                "seconds, as in redis://host:6379/0?lease=10&timeout=2, and redis-py's ssl_... for rediss://"
-            )
-        if parts.path.strip("/") and not parts.path[1:].isdecimal():
-            raise ValueError(
-                "url: expected the number of a database after the host, as in redis://host:6379/0, got "
-                f"{parts.path!r}"
+                f"url: unknown option {unknown[0]!r}; known: lease and timeout, in seconds, as in "
+                f"redis://host:6379/0?lease=10&timeout=2{more}, and redis-py's ssl_... for rediss://"
             )
         self.lease = round(lease * TICKS)
         self.margin = self.lease // _MARGIN
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-        scheme = SCHEMES[parts.scheme.lower()]
+        user, at, hosts = parts.netloc.rpartition("@")
+        self.name = f"{parts.scheme}://{hosts}{parts.path}"
+        """What people know it by; no password."""
+        self.addresses = [_address(host, port) for host in hosts.split(",")]
+        self.path = [unquote(part) for part in parts.path.split("/") if part]
+        scheme = SCHEMES[parts.scheme.partition("+")[0]]
         try:
             pool = redis.ConnectionPool.from_url(
-                urlunsplit((scheme, parts.netloc, parts.path, urlencode(query, doseq=True), "")),
+                urlunsplit((scheme, f"{user}{at}localhost", "", urlencode(query, doseq=True), "")),
                 socket_timeout=self.timeout / 2,
                 socket_connect_timeout=self.timeout / 2,
                 socket_keepalive=True,
@@ -89,21 +96,77 @@ class RedisServer:
             )
         except ValueError as error:
             raise ValueError(f"url: {error} (from ASYNCGUARD_URL or AsyncGuard(url))") from None
-        self._make: Any = pool.connection_class  # the pool itself stops when it has made a hundred
-        self._options = options = pool.connection_kwargs
-        self.place: object = (
-            "redis",
-            options.get("host", "localhost"),
-            options.get("port", 6379),
-            options.get("db", 0),
+        self._make: Any = pool.connection_class  # the pool itself counts what it makes, and ends at a hundred
+        self._options: dict[str, Any] = pool.connection_kwargs
+
+    def connect(self, address: tuple[str, int], **options: Any) -> Any:
+        """Make a connection of redis-py to a server, with these options, and connect it."""
+        host, port = address
+        connection = self._make(**{**self._options, "host": host, "port": port, **options})
+        connection.connect()
+        return connection
+
+
+@final
+class RedisServer:
+    """One server, on its own: redis://host:6379/0."""
+
+    in_cluster = False
+    version = 0
+    rests_on = "the server keeping what it acknowledged"
+
+    def __init__(self, url: str) -> None:
+        self._url = known = RedisUrl(url)
+        self.lease, self.margin, self.timeout, self.name = (
+            known.lease,
+            known.margin,
+            known.timeout,
+            known.name,
         )
+        if len(known.addresses) > 1 or len(known.path) > 1:
+            raise ValueError(
+                f"url: expected one server, such as redis://host:6379/0, got {known.name!r}: several are "
+                "redis+cluster://host:6379,host2:6379/ or redis+sentinel://host:26379,host2:26379/service/0"
+            )
+        self._address = known.addresses[0]
+        self._db = database(known.name, known.path)
+        self.place: object = ("redis", *self._address, self._db)
         """What is equal for the same server, as far as a URL tells."""
+
+    def of(self, key: str) -> RedisServer:
+        """Tell which server has a key: this one."""
+        del key
+        return self
 
     def connect(self) -> Any:
         """Make a connection of redis-py, and connect it."""
-        connection = self._make(**self._options)
-        connection.connect()
-        return connection
+        return self._url.connect(self._address, db=self._db)
+
+    def look_again(self, connection: Any) -> None:
+        """There is nothing to be found out: the URL said where it is."""
+
+
+def database(name: str, path: list[str]) -> int:
+    """Read the number of a database, the last part of a URL's path.
+
+    Raises:
+        ValueError: it isn't one.
+    """
+    text = path[-1] if path else "0"
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(f"url: expected the number of a database at the end of {name!r}, got {text!r}")
+    return int(text)
+
+
+def _address(text: str, usual: int) -> tuple[str, int]:
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname or "localhost", parts.port or usual
+    except ValueError:
+        raise ValueError(
+            f"url: expected hosts such as host:{usual} or [::1]:{usual}, separated by commas, got {text!r}"
+        ) from None
+    return host, port
 
     def find_keys(self, pattern: str) -> list[bytes]:
         """Look through all keys of the server, which may take a while; it goes on meanwhile.

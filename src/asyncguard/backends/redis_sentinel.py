@@ -1,0 +1,89 @@
+"""The master of a service that sentinels watch over: whichever server that is when one connects."""
+
+from __future__ import annotations
+
+from typing import Any, Final, final
+
+import redis
+
+from asyncguard.backends.redis_url import RedisUrl, database
+
+_PORT: Final = 26379
+_OF_SENTINELS: Final = {"sentinel_username": "username", "sentinel_password": "password"}
+"""Options of a URL that are for the sentinels: user and password in it are for the servers."""
+
+
+@final
+class SentinelServer:
+    """redis+sentinel://user:password@host:26379,host2:26379/service/0.
+
+    Each new connection asks the sentinels anew. After a failover the old master ends its connections, as
+    sentinels have it do when it becomes a replica; or it is gone, or says that it is READONLY: whatever it
+    is, the next connection is to the new one.
+    """
+
+    in_cluster = False
+    version = 0
+    rests_on = (
+        "masters keeping what they acknowledged, also when a replica takes over (one that lagged has "
+        "forgotten the last grants, and may make them again)"
+    )
+
+    def __init__(self, url: str) -> None:
+        self._url = known = RedisUrl(url, port=_PORT, options=(*_OF_SENTINELS,))
+        self.lease, self.margin, self.timeout, self.name = (
+            known.lease,
+            known.margin,
+            known.timeout,
+            known.name,
+        )
+        if not 1 <= len(known.path) <= 2:  # noqa: PLR2004
+            raise ValueError(
+                "url: expected sentinels and the service that they watch over, as in "
+                f"redis+sentinel://host:26379,host2:26379/service/0, got {known.name!r}"
+            )
+        self._service = known.path[0]
+        self._db = database(known.name, known.path[1:])
+        self._sentinels = known.addresses
+        self._login = {"username": None, "password": None, "db": 0} | {
+            _OF_SENTINELS[name]: value for name, value in known.options.items()
+        }
+        self.place: object = ("redis+sentinel", self._service, self._db, *sorted(known.addresses))
+        """What is equal for the same service, as far as a URL tells."""
+
+    def of(self, key: str) -> SentinelServer:
+        """Tell which server has a key: the master has all."""
+        del key
+        return self
+
+    def connect(self) -> Any:
+        """Make a connection of redis-py to the master, and connect it."""
+        return self._url.connect(self._find_master(), db=self._db)
+
+    def look_again(self, connection: Any) -> None:
+        """Nothing is remembered: each connection asks."""
+
+    def _find_master(self) -> tuple[str, int]:
+        faults = []
+        for sentinel in self._sentinels:
+            try:
+                found = self._ask(sentinel)
+            except (redis.RedisError, OSError) as fault:
+                faults.append(f"{sentinel[0]}:{sentinel[1]}: {fault}")
+                continue
+            if found is not None:  # this one is asked first the next time
+                self._sentinels = [sentinel, *(other for other in self._sentinels if other != sentinel)]
+                return found
+            faults.append(f"{sentinel[0]}:{sentinel[1]} knows no such service")
+        raise redis.ConnectionError(
+            f"no sentinel says which is the master of {self._service!r} ({'; '.join(faults)})"
+        )
+
+    def _ask(self, sentinel: tuple[str, int]) -> tuple[str, int] | None:
+        connection = self._url.connect(sentinel, **self._login)
+        try:
+            connection.send_command("SENTINEL", "get-master-addr-by-name", self._service, check_health=False)
+            answer = connection.read_response()
+        finally:
+            connection.disconnect()
+        return None if answer is None else (answer[0].decode(), int(answer[1]))
