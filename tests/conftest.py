@@ -14,6 +14,7 @@ import pytest
 from blockbuster import BlockBuster
 from jumping import JumpingLoop, LoopClock
 from valkey_cluster import Cluster, running_cluster
+from valkey_sentinel import Watched, running_sentinels
 from valkey_server import running_server
 
 from asyncguard import AsyncGuard
@@ -75,6 +76,13 @@ def redis_cluster() -> Iterator[Cluster]:
     """Have a cluster of three masters run for all tests that need one."""
     with running_cluster() as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def redis_sentinels() -> Iterator[Watched]:
+    """Have a master with a replica and three sentinels run for all tests that need them."""
+    with running_sentinels() as watched:
+        yield watched
 
 
 @pytest.fixture

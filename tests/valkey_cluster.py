@@ -73,7 +73,7 @@ class Cluster:
         self._has_replicas = replicas
 
     def start(self) -> None:
-        ports = _free_ports(12 if self._has_replicas else 6)
+        ports = free_ports(12 if self._has_replicas else 6)
         for port, bus in zip(ports[::2], ports[1::2], strict=True):
             self.nodes.append(Node(port, bus, self.directory, *self._options))
             until(self.nodes[-1].answers)
@@ -162,7 +162,7 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
         free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [one.getsockname()[1] for one in free]

@@ -12,6 +12,7 @@ from asyncguard.testing.conformance import BackendConformance, MakeAsyncGuard
 
 if TYPE_CHECKING:
     from valkey_cluster import Cluster
+    from valkey_sentinel import Watched
 
 
 class TestRedis(BackendConformance):
@@ -28,3 +29,9 @@ class TestCluster(TestRedis):
     @pytest.fixture
     def make_ag(self, redis_cluster: Cluster) -> MakeAsyncGuard:
         return functools.partial(AsyncGuard, f"{redis_cluster.url}?lease=1")
+
+
+class TestSentinel(TestRedis):
+    @pytest.fixture
+    def make_ag(self, redis_sentinels: Watched) -> MakeAsyncGuard:
+        return functools.partial(AsyncGuard, f"{redis_sentinels.url}?lease=1")

@@ -43,8 +43,10 @@ def server(redis_url: str) -> Iterator[Any]:
 
 
 def _lanes(ag: AsyncGuard) -> list[Any]:
-    courier = getattr(ag.open(), "_courier", None)
-    return [] if courier is None else [lane for lane in courier._lanes.values() if lane is not None]
+    backend: Any = ag.open()
+    return [
+        lane for courier in backend._couriers.values() for lane in courier._lanes.values() if lane is not None
+    ]
 
 
 def _threads() -> int:
@@ -169,7 +171,8 @@ async def test_loops_that_live_for_one_call_need_no_lane(redis_url: str, namespa
     await asyncio.to_thread(call)
     assert not _lanes(ag)
     backend: Any = ag.open()
-    assert len(backend._courier._asked) <= 2, "loops that are closed are forgotten"
+    [courier] = backend._couriers.values()
+    assert len(courier._asked) <= 2, "loops that are closed are forgotten"
     await ag.aclose()
 
 

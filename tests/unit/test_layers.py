@@ -61,6 +61,7 @@ _DRIVERS = {
     "backends.lane": {"hiredis"},
     "backends.redis_cluster": {"redis"},
     "backends.redis_sentinel": {"redis"},
+    "backends.redis_servers": {"redis"},
     "backends.redis_url": {"redis"},
     "commands.examination.complaints": {"redis"},
     "commands.examination.server": {"redis"},

@@ -78,6 +78,10 @@ class Server(Protocol):
         """Make a connection of redis-py, and connect it."""
         ...
 
+    def has_moved(self, connection: Any) -> bool:
+        """Tell whether connections would be made to elsewhere by now; may take its time."""
+        ...
+
     def look_again(self, connection: Any) -> None:
         """Find out by a connection to it where the slots are that it hasn't got."""
 
@@ -159,15 +163,18 @@ def _will_pass(fault: ResponseError) -> bool:
 class Listener(threading.Thread):
     """Hears notices on a connection of its own, and has it renewed when it ends."""
 
-    def __init__(self, server: Server, receiver: Receiver) -> None:
+    def __init__(self, server: Server, receiver: Receiver, wake: Callable[[], None]) -> None:
         super().__init__(name="asyncguard: listener", daemon=True)
         self._server = server
+        self._wake = wake
         self._receiver = weakref.ref(receiver)
         self._connection: Any = None
         self._sending = threading.Lock()
         self._channels: set[str] = set()
         self._news: deque[str] = deque()
         """Those of which the server hasn't been told."""
+        self.has_moved = False
+        """Whether another server has been found to be the one, and the courier hasn't connected to it yet."""
         self._is_over = False
 
     def listen(self, channel: str) -> None:
@@ -238,10 +245,18 @@ class Listener(threading.Thread):
     def _listen(self) -> None:
         connection = self._connection
         is_quiet = False
+        looked = time.monotonic()
         while not self._is_over:
+            if time.monotonic() - looked >= _EACH:
+                looked = time.monotonic()
+                if self._server.has_moved(connection):
+                    self.has_moved = True
+                    self._wake()
+                    return
             if connection.can_read(timeout=_EACH):
                 is_quiet = False
-                self._hear(connection.read_response())
+                with contextlib.suppress(*_ASTRAY):  # the courier finds out where the guard is
+                    self._hear(connection.read_response())
             elif self._expects_news():
                 if is_quiet:
                     raise TimeoutError("the server doesn't answer")
@@ -258,7 +273,11 @@ class Listener(threading.Thread):
             return
         if answer[0] in (b"message", b"smessage"):
             receiver.heard(answer[2])
-        elif answer[0] in (b"subscribe", b"ssubscribe", b"sunsubscribe"):  # the last: a slot has gone elsewhere
+        elif answer[0] in (
+            b"subscribe",
+            b"ssubscribe",
+            b"sunsubscribe",
+        ):  # the last: a slot has gone elsewhere
             receiver.listens(anew=False)
 
     def _drop_connection(self) -> None:
@@ -275,7 +294,7 @@ class Courier(threading.Thread):
 
     def __init__(self, server: Server, receiver: Receiver, now: Callable[[], int]) -> None:
         super().__init__(name="asyncguard: courier", daemon=True)
-        self.listener = Listener(server, receiver)
+        self.listener = Listener(server, receiver, self.wake)
         self._server = server
         self._receiver = weakref.ref(receiver, lambda _: self.stop())
         self._now = now
@@ -354,6 +373,10 @@ class Courier(threading.Thread):
                 pause = self._tick()
                 self._collect(pause)
                 self.listener.subscribe()
+                if self.listener.has_moved:
+                    self.listener.has_moved = False
+                    self._drop_connection()
+                    self._close_lanes()
                 if self._waiting:
                     self._deliver()
                     self._open_lanes()
@@ -365,9 +388,7 @@ class Courier(threading.Thread):
         finally:
             self._is_over = True
             self._drop_connection()
-            for lane in list(self._lanes.values()):
-                if lane is not None:
-                    lane.close_from_elsewhere()
+            self._close_lanes()
             self._fail_all()
             self.listener.stop()
             self.listener.join()
@@ -423,6 +444,11 @@ class Courier(threading.Thread):
         with contextlib.suppress(NotImplementedError):  # it can't watch sockets: then the courier does all
             lane = Lane(connection, loop, self._now, self._server.timeout / 4, self._take_back)
             self._lanes[loop] = lane
+
+    def _close_lanes(self) -> None:
+        for lane in list(self._lanes.values()):
+            if lane is not None:
+                lane.close_from_elsewhere()
 
     def _take_back(self, request: Request, lane: Lane) -> None:
         """Take what a lane couldn't see to, or could no more."""

@@ -17,7 +17,7 @@ from asyncguard.admission import KEEP
 from asyncguard.backends.claims import Claims
 from asyncguard.backends.courier import Courier, Request
 from asyncguard.backends.redis_rules import MOST_RENEWED, RedisRules
-from asyncguard.backends.redis_servers import open_servers
+from asyncguard.backends.redis_servers import find_keys, open_servers
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
 from asyncguard.errors import BackendUnavailable
 from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rules
@@ -371,7 +371,7 @@ class RedisBackend:
     async def guards(self) -> list[Declaration]:
         """List the guards of the namespace that the server knows, by name."""
         loop = asyncio.get_running_loop()
-        keys = await loop.run_in_executor(None, self._servers.find_keys, self._rules.guards)
+        keys = await loop.run_in_executor(None, find_keys, self._servers, self._rules.guards)
         found = []
         for name in sorted(filter(None, map(self._rules.guard_of, keys))):
             raw = await self._ask(self._rules.inspect(Declaration(name, Rules()), None))

@@ -35,6 +35,11 @@ class Node:
             self._cluster.ask_others(self.address)  # a replica may have its slots by now
             raise
 
+    def has_moved(self, connection: Any) -> bool:
+        """It doesn't: its slots do, and it says so when it is asked."""
+        del connection
+        return False
+
     def look_again(self, connection: Any) -> None:
         """Have this node say where the slots are."""
         self._cluster.look_again(connection)
@@ -81,6 +86,15 @@ class Cluster:
         """Tell which node has a key, as far as that is known."""
         return self._slots[key_slot(key.encode())] or self
 
+    def all(self) -> list[Node]:
+        """List the nodes that have slots; they are asked for.
+
+        Raises:
+            redis.ConnectionError: no node says.
+        """
+        self._ask_any().disconnect()
+        return list(self._nodes.values())
+
     def connect(self) -> Any:
         """Connect to whichever node answers first, and learn from it where the others are."""
         return self._ask_any()
@@ -88,6 +102,11 @@ class Cluster:
     def connect_to(self, address: tuple[str, int]) -> Any:
         """Make a connection of redis-py to a node, and connect it."""
         return self._url.connect(address)
+
+    def has_moved(self, connection: Any) -> bool:
+        """It doesn't: its slots do, and it says so when it is asked."""
+        del connection
+        return False
 
     def look_again(self, connection: Any) -> None:
         """Have a node say where the slots are."""

@@ -17,9 +17,9 @@ _OF_SENTINELS: Final = {"sentinel_username": "username", "sentinel_password": "p
 class SentinelServer:
     """redis+sentinel://user:password@host:26379,host2:26379/service/0.
 
-    Each new connection asks the sentinels anew. After a failover the old master ends its connections, as
-    sentinels have it do when it becomes a replica; or it is gone, or says that it is READONLY: whatever it
-    is, the next connection is to the new one.
+    Each new connection asks the sentinels anew. After a failover the old master is gone, or answers that it
+    is READONLY, or the sentinels name another than the one that one is connected to: they are asked each
+    second, as they tell a master that still works only after some ten that it isn't one any more.
     """
 
     in_cluster = False
@@ -56,9 +56,20 @@ class SentinelServer:
         del key
         return self
 
+    def all(self) -> list[SentinelServer]:
+        """List those that have keys: the master."""
+        return [self]
+
     def connect(self) -> Any:
         """Make a connection of redis-py to the master, and connect it."""
         return self._url.connect(self._find_master(), db=self._db)
+
+    def has_moved(self, connection: Any) -> bool:
+        """Tell whether another is the master by now: one that was deposed may not know that for seconds."""
+        try:
+            return self._find_master() != (connection.host, connection.port)
+        except redis.ConnectionError:
+            return False
 
     def look_again(self, connection: Any) -> None:
         """Nothing is remembered: each connection asks."""

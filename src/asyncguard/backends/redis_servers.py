@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import redis
+
 from asyncguard.backends.redis_cluster import Cluster
 from asyncguard.backends.redis_sentinel import SentinelServer
-from asyncguard.backends.redis_url import RedisServer
+from asyncguard.backends.redis_url import RedisServer, unavailable
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from asyncguard.backends.courier import Server
 
 
@@ -30,6 +34,37 @@ class Servers(Protocol):
     def of(self, key: str) -> Server:
         """Tell which server has a key, as far as that is known; no I/O."""
         ...
+
+    def all(self) -> Sequence[Server]:
+        """List those that have keys; may ask."""
+        ...
+
+
+def find_keys(servers: Servers, pattern: str) -> list[bytes]:
+    """Look through all keys of all servers, which may take a while; they go on meanwhile.
+
+    Raises:
+        BackendUnavailable: one can't be asked.
+    """
+    try:
+        return [key for server in servers.all() for key in _keys_of(server, pattern)]
+    except (redis.RedisError, OSError) as fault:
+        raise unavailable(servers.name, fault) from fault
+
+
+def _keys_of(server: Server, pattern: str) -> list[bytes]:
+    connection = server.connect()
+    found: list[bytes] = []
+    cursor = 0
+    try:
+        while True:
+            connection.send_command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            cursor, keys = connection.read_response()
+            found += keys
+            if not int(cursor):
+                return found
+    finally:
+        connection.disconnect()
 
 
 def open_servers(url: str) -> Servers:

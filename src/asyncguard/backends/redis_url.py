@@ -138,9 +138,18 @@ class RedisServer:
         del key
         return self
 
+    def all(self) -> list[RedisServer]:
+        """List them: it is alone."""
+        return [self]
+
     def connect(self) -> Any:
         """Make a connection of redis-py, and connect it."""
         return self._url.connect(self._address, db=self._db)
+
+    def has_moved(self, connection: Any) -> bool:
+        """It doesn't."""
+        del connection
+        return False
 
     def look_again(self, connection: Any) -> None:
         """There is nothing to be found out: the URL said where it is."""
@@ -167,27 +176,6 @@ def _address(text: str, usual: int) -> tuple[str, int]:
             f"url: expected hosts such as host:{usual} or [::1]:{usual}, separated by commas, got {text!r}"
         ) from None
     return host, port
-
-    def find_keys(self, pattern: str) -> list[bytes]:
-        """Look through all keys of the server, which may take a while; it goes on meanwhile.
-
-        Raises:
-            BackendUnavailable: it can't be asked.
-        """
-        found, cursor = [], 0
-        try:
-            connection = self.connect()
-            try:
-                while True:
-                    connection.send_command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
-                    cursor, keys = connection.read_response()
-                    found += keys
-                    if not int(cursor):
-                        return found
-            finally:
-                connection.disconnect()
-        except (redis.RedisError, OSError) as fault:
-            raise unavailable(self.name, fault) from fault
 
 
 def _seconds(given: list[str] | None, name: str, usual: float) -> float:
