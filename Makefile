@@ -4,7 +4,7 @@ PYTHON ?= python3
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test faults check format bench test-lowest test-wheel clean
+.PHONY: help venv serve test test-redis faults check format bench test-lowest test-wheel clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1: /p' Makefile
@@ -16,6 +16,9 @@ serve: .venv/made ## run the service on 127.0.0.1:8000
 
 test: .venv/made ## run all tests; ARGS="..." goes to pytest
 	.venv/bin/python -m pytest $(ARGS)
+
+test-redis: .venv/made ## run the tests of the Redis backend on the redis-server that is installed here
+	ASYNCGUARD_TEST_REDIS_SERVER=redis-server .venv/bin/python -m pytest tests/*/test_redis*.py tests/model/test_lua*.py $(ARGS)
 
 faults: .venv/made ## kill, stop and cancel processes that share guards, and judge what they noted; a minute
 	.venv/bin/python tests/faults/conductor.py $(ARGS)

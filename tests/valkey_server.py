@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 VARIABLE = "ASYNCGUARD_TEST_REDIS_URL"
+SERVER = os.environ.get("ASYNCGUARD_TEST_REDIS_SERVER") or str(_binary.get_binary_path())
+"""The program that tests start, alone, as nodes of a cluster and as sentinels: `redis-server` will do, too."""
 _STARTS_WITHIN = 20.0
 
 
@@ -39,7 +41,7 @@ def started_server(*options: str, user: str = "") -> Iterator[str]:
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         usual = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        command = [str(_binary.get_binary_path()), *usual, "--dir", directory, *options]
+        command = [SERVER, *usual, "--dir", directory, *options]
         server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             url = f"redis://{user}127.0.0.1:{port}/0"
