@@ -31,6 +31,7 @@ class RedisAgainstRules(AgainstRules):
     """Each step is told the time, and nothing happens but what the machine does."""
 
     answers_at_once = False
+    tells_in_order = False  # what concerns all keys is done for one after the other, in an order of its own
     url: ClassVar[str]
 
     def open(self, clock: Clock) -> RedisBackend:
