@@ -445,7 +445,7 @@ def test_tls_where_there_is_none_is_told(
     ("url", "text"),
     [
         ("redis:///0", "expected a host"),
-        ("redis://localhost:77777/0", "[Pp]ort"),
+        ("redis://localhost:77777/0", "expected hosts such as host:6379"),
         ("redis://localhost/x", "number of a database"),
         ("redis://joe:pa#ss@localhost/0", "%23, .*got 'redis://localhost/0'"),
         ("redis://:pa/ss@localhost/0", "%2F"),
