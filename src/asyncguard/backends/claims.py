@@ -140,6 +140,8 @@ class Claims:
         if not claim.expires:  # the answer, which says since when it is believed in, is on its way
             return "nothing"
         if now >= claim.expires:
+            if ticket.state == "new":
+                ticket.state = "waiting"  # for what decides about it, as far as one knows here
             return "renew"
         self._write(ticket, grant)
         claim.grant = None
