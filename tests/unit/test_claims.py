@@ -124,6 +124,12 @@ def test_an_answer_of_before_the_grant_takes_nothing_back(claims: Claims, ticket
     assert claims.overdue(100 + TERM) == []  # it was believed in then
 
 
+def test_who_waits_there_holds_nothing_here(claims: Claims, ticket: Ticket) -> None:
+    claims.hear(Row("held"), 110, 100)
+    assert claims.hear(Row("waiting"), 310, 200) == "lost"
+    assert state_of(ticket) == "lost"
+
+
 @pytest.mark.parametrize("state", ["refused", "lost"])
 def test_what_was_decided_is_told(claims: Claims, ticket: Ticket, state: str) -> None:
     claims.hear(Row("waiting"), 110, 100)
@@ -147,6 +153,22 @@ def test_who_was_forgotten_enters_again_with_its_stamp(claims: Claims, ticket: T
     assert claims.hear(Row("gone", 0), 220, 205) == "nothing"  # asked for before
     assert claims.hear(Row("gone", 0), 230) == "nothing"
     assert state_of(ticket) == "waiting"
+
+
+def test_a_grant_that_may_have_been_forgotten_is_asked_for(claims: Claims, ticket: Ticket) -> None:
+    claims.hear(Row("waiting"), 110, 100)
+    claims.hear(Row("gone", 0), 210, 200)
+    assert claims.hear(Row("held"), 220) == "renew"
+    assert claims.hear(Row("held"), 230, 205) == "renew"
+    assert state_of(ticket) == "waiting"
+    assert claims.hear(Row("held"), 240, 231) == "tell"
+
+
+def test_a_holder_that_was_forgotten_has_lost(claims: Claims, ticket: Ticket) -> None:
+    claims.hear(Row("held"), 110, 100)
+    assert claims.hear(Row("gone", 0), 120, 105) == "nothing"  # asked for before the grant was known
+    assert claims.hear(Row("gone", 0), 220, 200) == "lost"
+    assert state_of(ticket) == "lost"
 
 
 def test_who_has_no_answer_yet_is_not_gone(claims: Claims, ticket: Ticket) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from asyncguard.ticket import Ticket
 
-Verdict = Literal["nothing", "tell", "renew", "enter"]
+Verdict = Literal["nothing", "tell", "renew", "enter", "lost"]
 """What a client does next about a ticket.
 
 "tell": it was decided upon, and whoever waits or works is told. "renew": it was granted, but perhaps too
@@ -50,18 +50,20 @@ class Row(Protocol):
 class Claim:
     """One ticket of the client's, from when it is about to enter until it has left, or was lost."""
 
-    __slots__ = ("entered", "expires", "grant", "since", "ticket")
+    __slots__ = ("again", "entered", "expires", "grant", "since", "ticket")
 
     def __init__(self, ticket: Ticket, now: int) -> None:
         self.ticket = ticket
         self.entered = now
-        """When it was last sent to enter."""
+        """When it was last sent to enter, or its grant was relied on: what was asked before may miss it."""
         self.expires = 0
         """Until when the backend surely believes in it, as far as its answers say; 0: none came yet."""
         self.grant: Row | None = None
         """A grant that was heard of, and isn't relied on yet."""
         self.since = 0
         """The backend's stamp of its arrival."""
+        self.again = False
+        """Whether it entered again: a grant may be one that the backend has forgotten."""
 
 
 @final
@@ -110,16 +112,12 @@ class Claims:
         claim = self._claims.get(row.id)
         if claim is None:
             return "nothing"
-        if row.state == "gone":
-            return self._hear_it_is_gone(claim, sent, now)
-        ticket = claim.ticket
         if row.state not in ("waiting", "held"):
-            del self._claims[ticket.id]
-            was_held = ticket.state == "held"
-            self._write(ticket, row)
-            if was_held:
-                ticket.state = "lost"
-            return "tell"
+            return self._hear_it_has_ended(claim, row, now, sent)
+        ticket = claim.ticket
+        if ticket.state == "held" and row.state == "waiting" and sent is not None and sent > claim.entered:
+            self._lose(claim, now)
+            return "lost"
         if sent is not None:
             claim.expires = max(claim.expires, sent + self.term)
         claim.since = row.arrival or claim.since
@@ -128,8 +126,21 @@ class Claims:
                 self._note_deadline(claim)
             return "nothing"
         if row.state == "held":
+            if claim.again and (sent is None or sent < claim.entered):
+                return "renew"
             claim.grant = row
         return self._move_on(claim, row, now)
+
+    def _hear_it_has_ended(self, claim: Claim, row: Row, now: int, sent: int | None) -> Verdict:
+        if row.state == "gone":
+            return self._hear_it_is_gone(claim, sent, now)
+        ticket = claim.ticket
+        del self._claims[ticket.id]
+        was_held = ticket.state == "held"
+        self._write(ticket, row)
+        if was_held:
+            ticket.state = "lost"
+        return "tell"
 
     def _move_on(self, claim: Claim, row: Row, now: int) -> Verdict:
         ticket, grant = claim.ticket, claim.grant
@@ -145,6 +156,7 @@ class Claims:
             return "renew"
         self._write(ticket, grant)
         claim.grant = None
+        claim.entered = now
         self._note_deadline(claim)
         return "tell"
 
@@ -154,9 +166,10 @@ class Claims:
             return "nothing"  # it was asked for before it had entered
         if ticket.state == "held":
             self._lose(claim, now)
-            return "tell"
+            return "lost"
         claim.grant = None
         claim.entered = now
+        claim.again = True
         return "enter"
 
     def _note_deadline(self, claim: Claim) -> None:

@@ -409,7 +409,7 @@ class RedisBackend:
             cast("Place", ticket.partition).limit = row.outlook and row.outlook.limit
 
     def _take(
-        self, declaration: Declaration, call: Call, raw: Any, sent: int, entering: Ticket | None = None
+        self, declaration: Declaration, call: Call, raw: Any, sent: int | None, entering: Ticket | None = None
     ) -> list[Row]:
         """Take an answer: what it says of our tickets, what is to be sent, and when to ask again."""
         answer = self._rules.read(call, raw)
@@ -458,12 +458,24 @@ class RedisBackend:
                 self._renew(ticket.terms.guard, [claim])
             elif verdict == "enter":
                 self._enter_again(claim)
+            elif verdict == "lost":
+                self._tell_it_is_lost(ticket)
 
     def _enter_again(self, claim: Claim) -> None:
         """Have a ticket wait again that the server has forgotten, in its old place."""
         ticket = claim.ticket
         since = claim.since * TICKS_PER_MICROSECOND - self._rules.epoch if claim.since else None
-        self._send_aside(ticket.terms.guard, self._rules.enter(ticket, since=since))
+        declaration = ticket.terms.guard
+        call = self._rules.enter(ticket, since=since)
+
+        def answered(raw: Any, _: int) -> None:
+            self._take(declaration, call, raw, None)
+
+        self._send(call, answered, lambda _, __: False)
+
+    def _tell_it_is_lost(self, ticket: Ticket) -> None:
+        self._send_leave(ticket, self._rules.leave(ticket, finished=False), self._system.now())
+        ticket.notify()
 
     # --- for the courier and the listener ------------------------------------------------------
 
@@ -538,11 +550,10 @@ class RedisBackend:
         now = self._system.now()
         with self._lock:
             lost = self._claims.overdue(now)
-        for ticket in lost:
-            self._send_leave(ticket)
-            ticket.notify()
             if not len(self._claims):
                 self._renew_at = None
+        for ticket in lost:
+            self._tell_it_is_lost(ticket)
         moments = [] if self._renew_at is None else [self._renew_in_time(now)]
         while self._turns and self._turns[0][0] <= now:
             moment, _, guarded = heapq.heappop(self._turns)
