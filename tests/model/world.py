@@ -484,7 +484,7 @@ class World:
         """Take a copy, to thaw as often as needed."""
         buffer = io.BytesIO()
         pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
-        pickler.dispatch_table = _SHARED
+        pickler.dispatch_table = SHARED
         pickler.dump(self)
         return buffer.getvalue()
 
@@ -501,7 +501,7 @@ def _share(constant: object) -> tuple[Callable[[int], object], tuple[int]]:
     return _recall, (id(constant),)
 
 
-_SHARED: dict[type, Callable[[Any], Any]] = {
+SHARED: dict[type, Callable[[Any], Any]] = {
     Setup: _share,
     Terms: _share,
     Rules: _share,
