@@ -474,7 +474,7 @@ class RedisBackend:
         self._send(call, answered, lambda _, __: False)
 
     def _tell_it_is_lost(self, ticket: Ticket) -> None:
-        self._send_leave(ticket, self._rules.leave(ticket, finished=False), self._system.now())
+        self._send_leave(ticket)
         ticket.notify()
 
     # --- for the courier and the listener ------------------------------------------------------
