@@ -21,7 +21,7 @@ from asyncguard.clock import TICKS_PER_MICROSECOND
 from asyncguard.ticket import Declaration, Rules, Terms, new_ticket
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterator
 
     from asyncguard.ticket import Ticket
 
@@ -130,7 +130,7 @@ def write(ticket: Ticket, row: Any) -> None:
 class Client:
     """What `RedisBackend` does about its claims, without threads, loops and connections.
 
-    tests/model/test_protocol.py compares the two. `told` are the requests that it makes.
+    Its methods go by that one's names; what each gives are the requests that are sent.
     """
 
     def __init__(self, who: int) -> None:
@@ -298,11 +298,10 @@ class Server:
         self.stamps: dict[str, int] = {}
         self.last_token = 0
         self.over: frozenset[str] = frozenset()
-        self.lose(now, ())
+        self.lose(now)
 
-    def lose(self, now: int, left: Iterable[str]) -> None:
-        """Lose all data; `left` are tickets that their clients know to have ended."""
-        del left
+    def lose(self, now: int) -> None:
+        """Lose all data."""
         self.admission = Admission(_TERMS.guard)
         self.said.clear()
         self.over = frozenset()
@@ -708,7 +707,7 @@ class Exploration:
             notices=frozenset(one for one in state.notices if time - one.born < LATEST),
         )
         if loses:
-            server, _ = self._servers.run(state.server, "lose", START + time * STEP, ())
+            server, _ = self._servers.run(state.server, "lose", START + time * STEP)
             state = state._replace(server=server, losses=state.losses - 1)
         for who, number in enumerate(state.clients):
             if number >= 0 and self._clients.views[number].is_running:

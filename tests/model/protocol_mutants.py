@@ -293,6 +293,7 @@ def entering_again_is_a_lease(patch: pytest.MonkeyPatch) -> None:
 
 
 MUTANTS = {
+    # redis/redis-py#3847, #4258; pottery: cancelled after it was sent, it stays locked
     "leave is overtaken by enter": Mutant(_without_tombstones(Partition, "_find_or_bury"), ONE),
     "what expired comes back": Mutant(_without_tombstones(Partition, "_drop_expired"), ONE),
     "tombstones of half a lease": Mutant(tombstones_of_half_a_lease, ONE),
@@ -300,6 +301,7 @@ MUTANTS = {
     "a renewal revives what was lost": Mutant(a_renewal_revives_what_was_lost, ONE),
     "what left is still listened for": Mutant(what_left_is_still_listened_for, ONE),
     "the answer's arrival counts": Mutant(_heard_as(lambda sent, now: sent and now), ONE),
+    # Elijas/token-throttle#21: a driver sends again what was answered
     "the last sending counts": Mutant(the_last_sending_counts, ONE),
     "a handoff is a lease": Mutant(_heard_as(lambda sent, now: now if sent is None else sent), PASSING),
     "a notice that comes first is a lease": Mutant(a_notice_that_comes_first_is_a_lease, TWO),
@@ -310,13 +312,16 @@ MUTANTS = {
     "entering again is a lease": Mutant(entering_again_is_a_lease, ALONE),
     "1.01 of a lease": Mutant(_for_so_much_of_a_lease(1010), ONE),
     "all of a lease": Mutant(_for_so_much_of_a_lease(1000), ONE),
+    # redisson#4698, #5697, #7272; mithril-locks; node-redlock#309: the holder isn't told
     "deadlines are forgotten": Mutant(deadlines_are_forgotten, ONE),
     "an old answer takes a grant back": Mutant(an_old_answer_takes_a_grant_back, PASSING),
     "what was granted late isn't renewed": Mutant(what_was_granted_late_is_not_renewed, LONG),
     "what was decided by the way renews": Mutant(what_was_decided_by_the_way_renews, OWN),
     "who enters again is last": Mutant(who_enters_again_is_last, LINE),
     "tokens repeat": Mutant(tokens_repeat, OWN),
+    # docket: a renewal brings back an evicted holder, above the limit
     "a renewal revives at the server": Mutant(a_renewal_revives_at_the_server, TWO),
+    # py-cachify 3.1, redis-py 8.1, pottery, NoneGG/aredis#119
     "a release frees whoever holds": Mutant(a_release_frees_whoever_holds, TWO),
     "leases end early": Mutant(leases_end_early, ONE),
 }

@@ -12,6 +12,7 @@ SETUPS = {
         rates=(101, 100), tickets=(1, 0), resends=1, crashes=1, stalls=1
     ),
     "two clients": Setup(depth=7),
+    # a dead waiter stalls the queue: redisson#3004, #3730, #6150, #2883
     "one that crashes": Setup(rates=(99, 101), crashes=1, begins=QUEUE, depth=8),
     "one that stands still": Setup(rates=(101, 99), stalls=1, ticks=5, begins=QUEUE, depth=8),
     "requests sent again": Setup(rates=(99, 100), resends=2, begins=QUEUE, depth=7),
