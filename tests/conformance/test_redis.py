@@ -26,16 +26,12 @@ class TestRedis(BackendConformance):
 
 
 class TestCluster(TestRedis):
-    frees_the_dead = 5.0
-
     @pytest.fixture
     def make_ag(self, redis_cluster: Cluster) -> MakeAsyncGuard:
-        return functools.partial(AsyncGuard, f"{redis_cluster.url}?lease=2")
+        return functools.partial(AsyncGuard, f"{redis_cluster.url}?lease=1")
 
 
 class TestSentinel(TestRedis):
-    frees_the_dead = 5.0
-
     @pytest.fixture
     def make_ag(self, redis_sentinels: Watched) -> MakeAsyncGuard:
-        return functools.partial(AsyncGuard, f"{redis_sentinels.url}?lease=2")
+        return functools.partial(AsyncGuard, f"{redis_sentinels.url}?lease=1")

@@ -164,7 +164,7 @@ async def test_a_slot_that_does_not_arrive_in_time_is_out_of_reach(place: Place)
     there = cluster.masters[await asyncio.to_thread(place.elsewhere, one)]
     await asyncio.to_thread(cluster.begin_to_move, base, there)
     try:
-        with pytest.raises(BackendUnavailable, match="nobody has all of the guard's slot for now .*Ask"):
+        with pytest.raises(BackendUnavailable, match="nobody has all of the guard's slot for now"):
             await soon(other.acquire())
         with pytest.raises(BackendUnavailable):
             await soon(waits)
@@ -184,7 +184,7 @@ async def test_a_cluster_that_is_down_is_out_of_reach_and_comes_back(place: Plac
     (lost, _, *_), *_ = await asyncio.to_thread(master.ask, "CLUSTER", "SLOTS")
     await asyncio.to_thread(master.ask, "CLUSTER", "DELSLOTS", lost)  # by default all slots are needed
     try:
-        with pytest.raises(BackendUnavailable, match="cluster is down"):
+        with pytest.raises(BackendUnavailable, match="nobody has all .*cluster is down"):
             await soon(other.acquire())
         with pytest.raises(BackendUnavailable):
             await soon(waits)

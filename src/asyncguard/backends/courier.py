@@ -51,9 +51,15 @@ _EACH: Final = 1.0
 """Seconds after which a listener that heard nothing asks whether the server is there."""
 _PASSING: Final = (ReadOnlyError,)
 """Answers that say that the server can't decide just now."""
-_ASTRAY: Final = (MovedError, AskError, TryAgainError, ClusterDownError)
+_ASTRAY: Final = {
+    "MOVED": MovedError,
+    "ASK": AskError,
+    "TRYAGAIN": TryAgainError,
+    "CLUSTERDOWN": ClusterDownError,
+}
 """Answers of a cluster that say that a guard isn't there, or not wholly: its slot is elsewhere, or moving.
 
+Newer versions of redis-py have errors for them, and take the word off; older ones leave it where it is.
 Nothing follows where ASK points to. A guard's first key names its slot and isn't stored, so that a node says
 ASK of all guards in a slot that it is about to give away: they rest until it has been given. Else a
 script would run where a part of the guard is, and find that nobody holds anything.
@@ -148,11 +154,24 @@ class Request:
             self.failed(BackendUnavailable(f"the server's answer can't be read: {error!r}"), True)
 
 
+def _read(connection: Any) -> Any:
+    """Read what a listener hears; None: a channel is elsewhere, which its courier finds out about guards."""
+    try:
+        return connection.read_response()
+    except ResponseError as fault:
+        if not _is_astray(fault):
+            raise
+        return None
+
+
+def _is_astray(fault: ResponseError) -> bool:
+    return isinstance(fault, (*_ASTRAY.values(),)) or str(fault).startswith((*_ASTRAY,))
+
+
 def _explain(fault: ResponseError) -> object:
-    if not isinstance(fault, _ASTRAY):
+    if not _is_astray(fault):
         return fault
-    answer = f"{type(fault).__name__.removesuffix('Error').upper()} {fault}"  # redis-py takes that word off
-    return f"{answer}: it is one node of a cluster, and a cluster's URL is redis+cluster://host:6379/"
+    return f"{fault}: it is one node of a cluster, and a cluster's URL is redis+cluster://host:6379/"
 
 
 def _will_pass(fault: ResponseError) -> bool:
@@ -255,8 +274,7 @@ class Listener(threading.Thread):
                     return
             if connection.can_read(timeout=_EACH):
                 is_quiet = False
-                with contextlib.suppress(*_ASTRAY):  # the courier finds out where the guard is
-                    self._hear(connection.read_response())
+                self._hear(_read(connection))
             elif self._expects_news():
                 if is_quiet:
                     raise TimeoutError("the server doesn't answer")
@@ -269,15 +287,11 @@ class Listener(threading.Thread):
 
     def _hear(self, answer: Any) -> None:
         receiver = self._receiver()
-        if receiver is None or not isinstance(answer, list):  # PONG, where nothing is listened to yet
+        if receiver is None or not isinstance(answer, list):  # such as PONG, where nothing is listened to yet
             return
         if answer[0] in (b"message", b"smessage"):
             receiver.heard(answer[2])
-        elif answer[0] in (
-            b"subscribe",
-            b"ssubscribe",
-            b"sunsubscribe",
-        ):  # the last: a slot has gone elsewhere
+        elif answer[0] in (b"subscribe", b"ssubscribe", b"sunsubscribe"):  # the last: a slot has moved
             receiver.listens(anew=False)
 
     def _drop_connection(self) -> None:
@@ -506,7 +520,7 @@ class Courier(threading.Thread):
                 self._waiting.rotate(-1)  # to the end, in their order
                 continue
             except ResponseError as fault:
-                if isinstance(fault, _ASTRAY) and self._server.in_cluster:
+                if self._server.in_cluster and _is_astray(fault):
                     astray[request] = fault
                     self._waiting.rotate(-1)
                     continue
@@ -538,7 +552,7 @@ class Courier(threading.Thread):
             if self._now() - request.sent > self._server.timeout * TICKS:
                 error = hopeless[request.call.key] = unavailable(
                     self._server.name,
-                    f"nobody has all of the guard's slot for now ({type(fault).__name__} {fault})",
+                    f"nobody has all of the guard's slot for now ({fault})",
                 )
                 if not request.failed(error, self._is_over):
                     continue
