@@ -749,7 +749,11 @@ function rules.do_renew(...)
             or rules.row_of({id = id, state = 'gone'})
     end
     if #ends > 0 then
-        call('ZADD', base .. ':x', unpack(ends))
+        local answer = redis.pcall('ZADD', base .. ':x', unpack(ends))
+        if type(answer) == 'table' and answer.err then
+            call('ZREM', base .. ':x', '')  -- a full server refuses what may take memory only as a first write
+            call('ZADD', base .. ':x', unpack(ends))
+        end
     end
     rules.note_first_lease()
     return rules.finish(rows)
