@@ -140,6 +140,8 @@ class Claims:
         self._write(ticket, row)
         if was_held:
             ticket.state = "lost"
+        elif row.state == "lost":  # its lease ended while it waited: its process was stopped
+            ticket.reason = "unavailable"
         return "tell"
 
     def _move_on(self, claim: Claim, row: Row, now: int) -> Verdict:
