@@ -465,6 +465,10 @@ class Guard:
         self._terms.come_from(backend.owner, backend.lease)
         return backend
 
+    def forget_owner(self) -> None:
+        """Have its tickets be those of whoever it is bound to next: a forked child isn't its parent."""
+        self._terms.come_from("", 0)
+
     def _terms_for(self, key: Key | None, ask: Ask) -> tuple[Terms, str | None]:
         text = None if key is None else as_key(key)
         if not ask:

@@ -105,6 +105,8 @@ class AsyncGuard:
         self.clients = {}
         self.observers.late.clear()
         self._unbind()
+        for guard in self._made:
+            guard.forget_owner()
 
     def __repr__(self) -> str:
         return f"<AsyncGuard {self.namespace!r} with {len(self._guards)} guards>"
