@@ -49,6 +49,8 @@ _DETOUR: Final = 0.05
 """Seconds after which it is asked again for what is in a slot that was nowhere."""
 _EACH: Final = 1.0
 """Seconds after which a listener that heard nothing asks whether the server is there."""
+_DENIED: Final = 10.0
+"""Seconds after which one that may not listen tries again."""
 _PASSING: Final = (ReadOnlyError,)
 """Answers that say that the server can't decide just now."""
 _ASTRAY: Final = {
@@ -100,7 +102,7 @@ class Receiver(Protocol):
         """Whether notices may come: then the server is asked each second whether it is there."""
         ...
 
-    def connected(self, server: Server, moment: int) -> None:
+    def connected(self, moment: int) -> None:
         """Hear that a server answers, and what time it has there: microseconds since 1970."""
         ...
 
@@ -110,6 +112,10 @@ class Receiver(Protocol):
 
     def tick(self) -> float | None:
         """Do what time has brought; give the seconds until that is to be done again."""
+        ...
+
+    def end_overdue(self) -> float | None:
+        """Tell those whose leases end; give the seconds until that is to be done again."""
         ...
 
     def heard(self, message: bytes) -> None:
@@ -194,7 +200,9 @@ class Listener(threading.Thread):
         """Those of which the server hasn't been told."""
         self.has_moved = False
         """Whether another server has been found to be the one, and the courier hasn't connected to it yet."""
-        self._is_over = False
+        self._over = threading.Event()
+        self._pause = _FIRST_PAUSE
+        self._was_denied = False
 
     def listen(self, channel: str) -> None:
         """Hear what comes on a channel, once the courier has said so to the server."""
@@ -221,7 +229,7 @@ class Listener(threading.Thread):
 
     def stop(self) -> None:
         """Have it end, soon; from the courier's thread."""
-        self._is_over = True
+        self._over.set()
         self._say("PING")
 
     def _say(self, *command: str) -> None:
@@ -235,21 +243,33 @@ class Listener(threading.Thread):
 
     def run(self) -> None:
         """Listen until it is told to stop."""
-        pause, is_new = _FIRST_PAUSE, True
-        while not self._is_over:
+        is_new = True
+        while not self._over.is_set():
             try:
                 self._connect(anew=not is_new)
-                is_new, pause = False, _FIRST_PAUSE
                 self._listen()
+            except NoPermissionError as fault:
+                self._note_denial(fault)
             except FAULTS:
                 pass  # that the server is out of reach is said by the courier, who asks it
             except Exception:  # noqa: BLE001 - notices are hints, and another connection may do
                 _log.exception("asyncguard's listener of %s", self._server.name)
             finally:
                 self._drop_connection()
-            if not self._is_over:
-                time.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+            is_new = False
+            self._over.wait(self._pause)
+            self._pause = min(2 * self._pause, _LONGEST_PAUSE)
+
+    def _note_denial(self, fault: NoPermissionError) -> None:
+        self._pause = _DENIED
+        if not self._was_denied:
+            self._was_denied = True
+            _log.warning(
+                "asyncguard hears no notices from %s: %s. Grants are found out within a second instead; "
+                "give the user `&asyncguard:*`",
+                self._server.name,
+                fault,
+            )
 
     def _connect(self, *, anew: bool) -> None:
         connection = self._server.connect()
@@ -265,7 +285,7 @@ class Listener(threading.Thread):
         connection = self._connection
         is_quiet = False
         looked = time.monotonic()
-        while not self._is_over:
+        while not self._over.is_set():
             if time.monotonic() - looked >= _EACH:
                 looked = time.monotonic()
                 if self._server.has_moved(connection):
@@ -274,7 +294,9 @@ class Listener(threading.Thread):
                     return
             if connection.can_read(timeout=_EACH):
                 is_quiet = False
-                self._hear(_read(connection))
+                answer = _read(connection)
+                self._pause = _FIRST_PAUSE
+                self._hear(answer)
             elif self._expects_news():
                 if is_quiet:
                     raise TimeoutError("the server doesn't answer")
@@ -300,6 +322,43 @@ class Listener(threading.Thread):
         if connection is not None:
             with contextlib.suppress(*FAULTS):
                 connection.disconnect()
+
+
+@final
+class Watch(threading.Thread):
+    """Tells holders in time that their leases end; it asks no server, so that none can keep it from that."""
+
+    def __init__(self, receiver: Receiver) -> None:
+        super().__init__(name="asyncguard: watch", daemon=True)
+        self._receiver = weakref.ref(receiver, lambda _: self.stop())
+        self._changed = threading.Event()
+        self._is_over = False
+        self.ended: concurrent.futures.Future[None] = concurrent.futures.Future()
+        """Done once nothing of it is left."""
+
+    def wake(self) -> None:
+        """Have it look, as a lease may end sooner now."""
+        self._changed.set()
+
+    def stop(self) -> None:
+        """Have it end."""
+        self._is_over = True
+        self._changed.set()
+
+    def run(self) -> None:
+        """Watch until it is told to stop."""
+        while not self._is_over:
+            self._changed.wait(self._look())
+            self._changed.clear()
+        self.ended.set_result(None)
+
+    def _look(self) -> float | None:
+        receiver = self._receiver()  # not for longer: it may be dropped meanwhile
+        try:
+            return 0 if receiver is None else receiver.end_overdue()
+        except Exception:  # noqa: BLE001 - of some application's: all others are to be told nevertheless
+            _log.exception("asyncguard's watch")
+            return _FIRST_PAUSE
 
 
 @final
@@ -494,11 +553,7 @@ class Courier(threading.Thread):
         moment = int(seconds) * 1_000_000 + int(microseconds)
         receiver = self._receiver()
         if receiver is not None:
-            receiver.connected(self._server, moment - (self._now() - began) // 2000)
-        if self._has_told:
-            self._has_told = False
-            _log.warning("the server %s answers again", self._server.name)
-        self._down_since = self._fault = None
+            receiver.connected(moment - (self._now() - began) // 2000)
 
     def _exchange(self) -> None:
         """Send some of what waits, and read the answers."""
@@ -530,6 +585,7 @@ class Courier(threading.Thread):
             else:
                 self._waiting.popleft()
                 request.bring(answer)
+            self._note_answer()
         if not has_script:
             connection.send_command("SCRIPT LOAD", SCRIPT, check_health=False)
             connection.read_response()
@@ -576,6 +632,13 @@ class Courier(threading.Thread):
             with contextlib.suppress(*FAULTS):
                 connection.disconnect()
 
+    def _note_answer(self) -> None:
+        """Note that it has answered a request: one that is read-only tells the time, and no more."""
+        self._down_since = self._fault = None
+        if self._has_told:
+            self._has_told = False
+            _log.warning("the server %s answers again", self._server.name)
+
     def _note_outage(self, fault: BaseException, began: float) -> None:
         self._fault = fault
         if self._down_since is None:
@@ -585,7 +648,7 @@ class Courier(threading.Thread):
         now = time.monotonic()
         self._pass_on()
         self._retry_at = now + self._pause
-        self._pause = min(2 * self._pause + _FIRST_PAUSE, _LONGEST_PAUSE)
+        self._pause = min(2 * self._pause + _FIRST_PAUSE, _LONGEST_PAUSE, self._server.timeout / 4)
         if now - self._down_since >= self._server.timeout or self._is_over or isinstance(fault, _LASTING):
             error = unavailable(self._server.name, fault)
             if not self._has_told:

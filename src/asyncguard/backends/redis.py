@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from asyncguard.admission import KEEP
 from asyncguard.backends.claims import Claims
-from asyncguard.backends.courier import Courier, Request
+from asyncguard.backends.courier import Courier, Request, Watch
 from asyncguard.backends.redis_rules import MOST_RENEWED, RedisRules
 from asyncguard.backends.redis_servers import find_keys, open_servers
 from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
@@ -90,7 +90,17 @@ class Place:
 class _Guarded:
     """What is known of a guard that has been used here."""
 
-    __slots__ = ("attended_at", "base", "courier", "declaration", "due", "renewals", "sweep", "told")
+    __slots__ = (
+        "attended_at",
+        "base",
+        "courier",
+        "declaration",
+        "due",
+        "is_late",
+        "renewals",
+        "sweep",
+        "told",
+    )
 
     def __init__(self, declaration: Declaration, base: str, courier: Courier) -> None:
         self.declaration = declaration
@@ -100,6 +110,8 @@ class _Guarded:
         """That whose listener hears of it."""
         self.renewals = 0
         """Those that are on their way."""
+        self.is_late = False
+        """Whether others were due meanwhile."""
         self.due: int | None = None
         """The tick at which time alone may move it, while any of our tickets waits."""
         self.sweep: int | None = None
@@ -158,6 +170,9 @@ class RedisBackend:
         self._look_at = 0
         self._wakes_at: int | None = None
         """When the couriers next see what time has brought; None: when it is given something."""
+        self._watch = Watch(self)
+        self._watched: int | None = None
+        """The tick at which the watch next sees whose lease ends; None: when it is woken."""
         self._undone: list[tuple[Ticket, Call, int]] = []
         """Tickets that couldn't leave, how they do, and until when that is worth another attempt."""
 
@@ -173,6 +188,8 @@ class RedisBackend:
                 if courier is None:
                     courier = self._couriers[server] = Courier(server, self, self._system.now)
                     courier.start()
+                    if self._watch.ident is None:
+                        self._watch.start()
         return courier
 
     def _use(self, declaration: Declaration) -> _Guarded:
@@ -343,7 +360,7 @@ class RedisBackend:
             is_worth_it = self._system.now() < now + self.lease  # then the lease is over
             if is_given_up and is_worth_it:
                 self._undone.append((ticket, call, now))
-            return is_worth_it
+            return is_worth_it and not is_given_up
 
         return Request(call, answered, failed)
 
@@ -389,14 +406,16 @@ class RedisBackend:
 
     async def aclose(self) -> None:
         with self._lock:
-            couriers = list(self._couriers.values())
-            if len(self._claims):  # permits stay with their holders
+            couriers, watch = list(self._couriers.values()), self._watch
+            if not couriers or len(self._claims):  # permits stay with their holders
                 return
             self._start_anew()
         for courier in couriers:
             courier.stop()
         for courier in couriers:
             await asyncio.wrap_future(courier.ended)
+        watch.stop()
+        await asyncio.wrap_future(watch.ended)
 
     # --- what comes back -----------------------------------------------------------------------
 
@@ -413,12 +432,14 @@ class RedisBackend:
     ) -> list[Row]:
         """Take an answer: what it says of our tickets, what is to be sent, and when to ask again."""
         answer = self._rules.read(call, raw)
+        guarded = self._guards.get(declaration.name)
+        if guarded is None:  # it was closed meanwhile, as nobody was here
+            return answer.rows
         for more in answer.more:
             self._send_aside(declaration, more)
         if answer.standing is not None:
             self._note_standing(declaration, answer.standing)
-        guarded = self._guards.get(declaration.name)
-        if answer.due is not None and guarded is not None:
+        if answer.due is not None:
             due = self._system.now() + answer.due - answer.now
             guarded.due = due if guarded.due is None else min(due, guarded.due)
             self._attend_by(guarded, guarded.due)
@@ -451,6 +472,10 @@ class RedisBackend:
                     continue
                 verdict = self._claims.hear(row, self._system.now(), sent)
                 ticket = claim.ticket
+                deadline = self._claims.next_deadline
+                if deadline is not None and (self._watched is None or deadline < self._watched):
+                    self._watched = deadline
+                    self._watch.wake()
             if verdict == "tell":
                 if ticket is not entering and not ticket.notify():
                     self.abandon(ticket)
@@ -484,14 +509,15 @@ class RedisBackend:
         """Whether any ticket is ours: then it is asked each second whether notices still come."""
         return bool(len(self._claims))
 
-    def connected(self, server: Server, moment: int) -> None:
+    def connected(self, moment: int) -> None:
         """Hear that a server answers: what time it is there, and that something may have been missed."""
         with self._lock:
-            if not self._knows_the_time:
+            if self._knows_the_time:
+                self._renew_at = 0
+            else:
                 self._knows_the_time = True
                 self._rules.epoch = moment * TICKS_PER_MICROSECOND - self._system.now()
                 self.clock.epoch = self._rules.epoch
-        self._renew_all(server=server)
 
     def passes_on(self, server: Server, request: Request) -> bool:
         """Have another courier send what is for another server, as slots have turned out to be elsewhere."""
@@ -501,10 +527,13 @@ class RedisBackend:
         return True
 
     def listens(self, *, anew: bool) -> None:
-        """Hear that notices come from now on, but what was decided before is to be looked for."""
-        self._look_at = 0
+        """Hear that notices come from now on, but what was decided before is to be looked for.
+
+        Where the connection had ended, so may have the server: then holders ask, too.
+        """
         if anew:
-            self._renew_at = self._system.now()
+            self._renew_at = 0
+        self._look_at = 0
         if len(self._claims):
             self._wake()
 
@@ -515,10 +544,6 @@ class RedisBackend:
     def heard(self, message: bytes) -> None:
         """Hear what other clients' steps decided."""
         self._hear(self._rules.read_message(message), None)
-        deadline = self._claims.next_deadline
-        wakes_at = self._wakes_at
-        if deadline is not None and wakes_at is not None and deadline < wakes_at:
-            self._wake()
 
     def out_of_reach(self, server: Server, error: BackendUnavailable, key: str | None = None) -> None:
         """Hear that a server can't be reached: who waits needn't, and who holds may until its deadline."""
@@ -549,11 +574,8 @@ class RedisBackend:
     def _tick(self) -> float | None:
         now = self._system.now()
         with self._lock:
-            lost = self._claims.overdue(now)
             if not len(self._claims):
                 self._renew_at = None
-        for ticket in lost:
-            self._tell_it_is_lost(ticket)
         moments = [] if self._renew_at is None else [self._renew_in_time(now)]
         while self._turns and self._turns[0][0] <= now:
             moment, _, guarded = heapq.heappop(self._turns)
@@ -561,11 +583,18 @@ class RedisBackend:
                 self._attend(now, guarded)
         if self._turns:
             moments.append(self._turns[0][0])
-        deadline = self._claims.next_deadline
-        if deadline is not None:
-            moments.append(deadline)
         self._wakes_at = min(moments, default=None)
         return None if self._wakes_at is None else max(0, self._wakes_at - now) / TICKS
+
+    def end_overdue(self) -> float | None:
+        """Tell those whose leases end; give the seconds until that is to be done again."""
+        now = self._system.now()
+        with self._lock:
+            lost = self._claims.overdue(now)
+            deadline = self._watched = self._claims.next_deadline
+        for ticket in lost:
+            self._tell_it_is_lost(ticket)
+        return None if deadline is None else max(0, deadline - now) / TICKS
 
     def _renew_in_time(self, now: int) -> int:
         if self._renew_at is None or self._renew_at <= now:
@@ -585,8 +614,8 @@ class RedisBackend:
             if now < since + self.lease:
                 self._hire(call.key).send(self._leaving(ticket, call, since))
 
-    def _renew_all(self, most: int | None = None, server: Server | None = None) -> None:
-        """Renew our tickets, those on one server or all; or of each guard the oldest of those that wait."""
+    def _renew_all(self, most: int | None = None) -> None:
+        """Renew our tickets, or of each guard the oldest of those that wait."""
         by_guard: dict[Declaration, list[Claim]] = {}
         for claim in self._claims.all():
             state = claim.ticket.state
@@ -596,8 +625,9 @@ class RedisBackend:
                     claims.append(claim)
         for declaration, claims in by_guard.items():
             guarded = self._use(declaration)
-            if guarded.renewals or (server is not None and self._servers.of(guarded.base) is not server):
-                continue  # the last wasn't answered yet, or others see to it
+            if guarded.renewals:  # the last wasn't answered yet: then at once
+                guarded.is_late = guarded.is_late or most is None
+                continue
             for i in range(0, len(claims), MOST_RENEWED):
                 self._renew(declaration, claims[i : i + MOST_RENEWED])
 
@@ -608,12 +638,20 @@ class RedisBackend:
         def count(change: int) -> None:
             with self._lock:
                 guarded.renewals += change
+                if guarded.is_late and not guarded.renewals:
+                    guarded.is_late = False
+                    self._renew_at = 0
 
         def answered(raw: Any, sent: int) -> None:
             count(-1)
             self._take(declaration, call, raw, sent)
 
-        def failed(_: BackendUnavailable, __: bool) -> bool:
+        def failed(_: BackendUnavailable, is_given_up: bool) -> bool:
+            if not is_given_up and any(
+                claim.ticket.state == "held" and self._claims.find(claim.ticket.id) is claim
+                for claim in claims
+            ):
+                return True  # until its deadline
             count(-1)
             return False
 
@@ -691,7 +729,7 @@ _of_parents: list[object] = []
 
 def _forget_the_parent() -> None:
     for backend in list(_live):
-        _of_parents.append(backend._couriers)  # noqa: SLF001
+        _of_parents.append((backend._couriers, backend._watch))  # noqa: SLF001
         backend._start_anew()  # noqa: SLF001
 
 
