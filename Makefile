@@ -20,7 +20,7 @@ test: .venv/made ## run all tests; ARGS="..." goes to pytest
 test-redis: .venv/made ## run the tests of the Redis backend on the redis-server that is installed here
 	ASYNCGUARD_TEST_REDIS_SERVER=redis-server .venv/bin/python -m pytest tests/*/test_redis*.py tests/model/test_lua*.py $(ARGS)
 
-faults: .venv/made ## kill, stop and cancel processes that share guards, and judge what they noted; a minute
+faults: .venv/made ## kill, stop and cancel processes that share guards, and judge what they noted; a minute or more
 	.venv/bin/python tests/faults/conductor.py $(ARGS)
 
 check: .venv/made ## check format, lint and types

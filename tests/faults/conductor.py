@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import bisect
 import contextlib
+import dataclasses
+import itertools
 import os
 import random
 import secrets
@@ -17,17 +20,23 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, final
 
+from redis_site import RedisSite
 from worker import LIMITS, Store
 
 from asyncguard import AsyncGuard
-from asyncguard.testing.history import Recorder, Report, check, read
+from asyncguard.testing.history import Record, Recorder, Report, Violation, check, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
+
+    from redis_site import Fault
+
+    from asyncguard.testing.history._report import Rule
 
 _WORKER: Final = Path(__file__).with_name("worker.py")
 _SECONDS_TO_START: Final = 30
@@ -49,7 +58,26 @@ class Plan:
     roles: bool = True
     """Whether there are processes that hog the interpreter, that fork, and that set limits and pause."""
     url: str | None = None
-    """The backend; None: an SQLite file of the run's own."""
+    """The backend; None: one of the run's own."""
+    name: str = ""
+    backend: Literal["sqlite", "redis"] = "sqlite"
+    work: float = 0.001
+    """Seconds that work takes at most."""
+    lease: float = 2.0
+    """Of a backend that has leases, in seconds."""
+    faults: tuple[Fault, ...] = ()
+    """What is done to the server and the network, one of these at a time."""
+    fault_every: tuple[float, float] = (0.2, 1.0)
+    at_least: float = 0.0
+    """Seconds that it lasts, however many are granted before."""
+    expected: frozenset[Rule] = frozenset()
+    """The rules that may be broken, as what they rest on is taken away on purpose."""
+    overlaps: bool = False
+    """Whether work must have overlapped, or the run proves nothing."""
+
+    @property
+    def has_leases(self) -> bool:
+        return self.backend == "redis"
 
 
 @dataclass(kw_only=True)
@@ -60,19 +88,43 @@ class Result:
     forks: int
     mishaps: list[str]
     """What went wrong besides: processes that ended by themselves, and what they said."""
+    name: str = ""
+    done: Counter[Fault] = field(default_factory=Counter)
+    """What was done to the server and the network, and how often."""
+    expected: tuple[Violation, ...] = ()
+    """Rules that were broken as what they rest on was taken away; they aren't in the report."""
+    handovers: list[float] = field(default_factory=list)
+    """Seconds from the end of work to the grant of the next that was queued by then, in order of size."""
+    recoveries: list[float] = field(default_factory=list)
+    """Seconds from the end of each fault to the next grant, in order of size."""
 
     @property
     def is_good(self) -> bool:
         return not self.report.violations and not self.mishaps
 
+    def broken(self, rule: Rule) -> int:
+        return sum(violation.rule == rule for violation in self.expected)
+
     def __str__(self) -> str:
         rows = [
+            ("run", self.name),
             ("seed", f"{self.seed}"),
             ("seconds", f"{self.seconds:.1f}"),
             ("forked children turned away", f"{self.forks:,}"),
+            *((f"fault: {fault}", f"{count:,}") for fault, count in sorted(self.done.items())),
+            ("handed over, p50, p99", f"{_ms(self.handovers, 0.5)}, {_ms(self.handovers, 0.99)} ms"),
+            ("grant after a fault, p50, max", f"{_ms(self.recoveries, 0.5)}, {_ms(self.recoveries, 1)} ms"),
+            *(
+                (f"broken as expected: {rule}", f"{count:,}")
+                for rule, count in sorted(Counter(each.rule for each in self.expected).items())
+            ),
         ]
-        lines = [f"{name:28}{value:>16}" for name, value in rows]
+        lines = [f"{name:32}{value:>16}" for name, value in rows]
         return "\n".join([*lines, str(self.report), *self.mishaps])
+
+
+def _ms(ordered: list[float], part: float) -> str:
+    return f"{ordered[min(len(ordered) - 1, int(part * len(ordered)))] * 1000:,.1f}" if ordered else "-"
 
 
 @final
@@ -118,6 +170,10 @@ class Run:
 
     def __post_init__(self) -> None:
         self.chance = random.Random(self.plan.seed)
+        self.site: RedisSite | None = None
+        if self.plan.backend == "redis" and not self.plan.url:
+            replica = "promote" in self.plan.faults
+            self.site = RedisSite(self.directory, self.plan.lease, self.chance, replica=replica)
         self.url = self.plan.url or f"sqlite://{self.directory}/guards.db"
         self.recorder = Recorder(self.directory / "conductor.log", "conductor")
         self.read: dict[Path, int] = {}
@@ -126,6 +182,9 @@ class Run:
     def run(self) -> Result:
         began = time.monotonic()
         try:
+            if self.site is not None:
+                self.site.start()
+                self.url = self.site.url
             roles = self.roles()
             self.start(*next(roles))  # alone: it makes the file
             self.await_ready(self.processes)
@@ -134,17 +193,38 @@ class Run:
             self.await_ready(self.processes)
             self.inflict(began + self.plan.seconds)
             self.end()
+            seconds = time.monotonic() - began
+            if self.url.startswith("sqlite"):
+                self.mishaps += asyncio.run(what_is_left(self.url))
+            elif self.site is not None and not self.site.counts["clock"]:
+                self.mishaps += asyncio.run(what_is_left(self.site.url_past_the_proxy, self.plan.lease + 1))
         finally:
             self.clean_up()
-        seconds = time.monotonic() - began
         self.say(f"judging what {self.started} processes noted in {seconds:.1f} s")
-        if self.url.startswith("sqlite"):
-            self.mishaps += asyncio.run(what_is_left(self.url))
+        return self.judge(seconds)
+
+    def judge(self, seconds: float) -> Result:
+        plan, site = self.plan, self.site
         records = read(*sorted(self.directory.glob("*.log")))
-        report = check(records, limits=LIMITS)
+        if plan.has_leases:
+            longest = 2 * plan.lease + 2  # a lease, what an outage may take, and a restart
+            report = check(records, limits=LIMITS, leases=True, idle=longest)
+        else:
+            report = check(records, limits=LIMITS)
+        if plan.overlaps and not report.overlaps_under_stop:
+            self.mishaps.append(
+                "no work overlapped though processes were stopped for long: it proves nothing"
+            )
+        expected = tuple(each for each in report.violations if each.rule in plan.expected)
+        others = tuple(each for each in report.violations if each.rule not in plan.expected)
         forks = self.directory / "forks"
         return Result(
-            report=report,
+            report=dataclasses.replace(report, violations=others),
+            expected=expected,
+            name=plan.name or plan.backend,
+            done=Counter() if site is None else site.counts,
+            handovers=handovers(records),
+            recoveries=recoveries(records, [] if site is None else [at for _, at in site.done]),
             seed=self.plan.seed,
             seconds=seconds,
             forks=len(forks.read_text()) if forks.exists() else 0,
@@ -153,7 +233,13 @@ class Run:
 
     def roles(self) -> Iterator[tuple[str, ...]]:
         """Say what is special about each process."""
-        special = [("operates",), ("hogs",), ("forks",), ("forks-first",)] if self.plan.roles else []
+        special: list[tuple[str, ...]] = (
+            [("operates",), ("hogs",), ("forks-first",), ("forks",)] if self.plan.roles else []
+        )
+        if self.plan.has_leases:
+            del special[3:]  # a forked child is a client there, and not turned away
+        if "limit" in self.plan.expected:
+            special[:1] = [()]  # what an operator had set would be lost
         for number in range(self.plan.processes):
             yield special[number] if number < len(special) else ()
 
@@ -163,6 +249,9 @@ class Run:
         errors = self.directory / f"{name}.err"
         command = [sys.executable, str(_WORKER), name, str(self.directory), self.url]
         command += [f"--tasks={self.plan.tasks}", f"--seed={self.plan.seed}/{name}"]
+        command.append(f"--work={self.plan.work}")
+        if self.site is not None and "clock" in self.plan.faults:
+            command.append(f"--clock={self.site.clock}")
         with errors.open("wb") as file:
             popen = subprocess.Popen(
                 [*command, *(f"--{role}" for role in roles)], stderr=file, start_new_session=True
@@ -193,10 +282,12 @@ class Run:
 
     def inflict(self, deadline: float) -> None:
         plan, now = self.plan, time.monotonic()
+        until = now + plan.at_least
         kill_at = now + self.chance.uniform(*plan.kill_every) if plan.kill_every else deadline
         stop_at = now + self.chance.uniform(*plan.stop_every) if plan.stop_every else deadline
+        fault_at = now + self.chance.uniform(*plan.fault_every) if self.site and plan.faults else deadline
         say_at = now
-        while self.grants < plan.grants:
+        while self.grants < plan.grants or now < until:
             time.sleep(_TICK)
             now = time.monotonic()
             if now > deadline:
@@ -214,6 +305,11 @@ class Run:
             if now > stop_at and plan.stop_every:
                 stop_at = now + self.chance.uniform(*plan.stop_every)
                 self.stop_one(now)
+            if self.site is not None:
+                self.site.see_to_endings(now)
+                if now > fault_at:
+                    self.site.inflict(self.chance.choice(plan.faults))
+                    fault_at = time.monotonic() + self.chance.uniform(*plan.fault_every)
             if now > say_at:
                 say_at = now + 1
                 self.say(
@@ -247,6 +343,8 @@ class Run:
 
     def end(self) -> None:
         """Have all of them finish what they do, and end."""
+        if self.site is not None:
+            self.site.heal()
         for process in self.processes:
             if process.continues is not None:
                 self.go_on(process)
@@ -261,6 +359,8 @@ class Run:
                 self.note_mishap(process, f"didn't end within {_SECONDS_TO_END} s")
             elif process.popen.returncode:
                 self.note_mishap(process, f"ended with {process.popen.returncode}")
+            elif b"ERROR" in process.errors.read_bytes():
+                self.note_mishap(process, "logged an error")
 
     def clean_up(self) -> None:
         for process in [*self.processes, *self.killed]:
@@ -269,6 +369,8 @@ class Run:
                 process.popen.wait()
             process.close()
         self.recorder.close()
+        if self.site is not None:
+            self.site.close()
 
     def note_mishap(self, process: Process, what: str) -> None:
         process.close()
@@ -276,14 +378,91 @@ class Run:
         self.mishaps.append(f"{process.name} {what}" + (f":\n{said}" if said else ""))
 
 
-async def what_is_left(url: str) -> list[str]:
-    """Say who holds or waits when all have ended."""
-    left = []
+async def what_is_left(url: str, within: float = 0.0) -> list[str]:
+    """Say who holds or waits when all have ended, and so many seconds have passed."""
+    end = time.monotonic() + within
     async with AsyncGuard(url) as ag:
-        for name, limit in LIMITS.items():
-            picture = await ag.guard(name, limit=limit, max_wait=None, max_waiting=None).inspect()
-            left += [f"left behind: {each}" for each in (*picture.holders, *picture.queue)]
-    return left
+        guards = [
+            ag.guard(name, limit=limit, max_wait=None, max_waiting=None) for name, limit in LIMITS.items()
+        ]
+        while True:
+            pictures = [await guard.inspect() for guard in guards]
+            left = [each for picture in pictures for each in (*picture.holders, *picture.queue)]
+            if not left or time.monotonic() > end:
+                return [f"left behind: {each}" for each in left]
+            await asyncio.sleep(0.1)
+
+
+def handovers(records: Iterable[Record]) -> list[float]:
+    """Measure from the end of work to the grant of the next, where that was queued by then."""
+    worked: dict[str, int] = {}
+    queued: dict[str, int] = {}
+    grants: list[tuple[int, int, str]] = []
+    for record in records:
+        ticket = str(record.ticket)
+        if record.kind == "asking" and record.guard == "one":
+            worked[ticket] = queued[ticket] = 0
+        elif ticket in worked and record.kind == "queued":
+            queued[ticket] = record.at
+        elif ticket in worked and record.kind == "worked":
+            worked[ticket] = record.at
+        elif ticket in worked and record.kind == "granted":
+            grants.append((record.token or 0, record.at, ticket))
+    grants.sort()
+    return sorted(
+        (at - worked[before]) / 1e9
+        for (_, _, before), (_, at, ticket) in itertools.pairwise(grants)
+        if 0 < queued[ticket] < worked[before] < at
+    )
+
+
+def recoveries(records: Iterable[Record], ends: list[int]) -> list[float]:
+    """Measure from the end of each fault to the next grant."""
+    grants = sorted(record.at for record in records if record.kind == "granted")
+    nexts = [(end, bisect.bisect(grants, end)) for end in ends]
+    return sorted((grants[at] - end) / 1e9 for end, at in nexts if at < len(grants))
+
+
+STALE = (1.2, 2.0)
+"""Leases for which a process is stopped that is to lose its permits."""
+NETWORK: Final[tuple[Fault, ...]] = ("cut", "notices", "outage", "replies", "doubles")
+FORGETS: Final[frozenset[Rule]] = frozenset({"limit", "overlap", "order", "idle"})
+"""What may be broken where a server has forgotten who holds and waits; tokens grow, and the fence holds."""
+
+
+def plans(backend: Literal["sqlite", "redis"], **options: Any) -> list[Plan]:
+    """List the runs of a backend: on Redis one for each thing that guards rest on, which is taken away."""
+    if backend == "sqlite":
+        return [Plan(**options)]
+    grants = options.pop("grants", 20_000)
+    options |= {"backend": "redis", "roles": True, "at_least": grants / 1000}
+    few = {**options, "grants": grants // 10, "work": 0.02, "kill_every": (4.0, 8.0), "stop_every": None}
+    options |= {"kill_every": (3.0, 6.0), "fault_every": (0.5, 1.5)}
+    lease = options.get("lease", 2.0)
+    long = (STALE[0] * lease, STALE[1] * lease)
+    return [
+        Plan(name="what is assumed holds", faults=(*NETWORK, "restart"), grants=grants * 6 // 10, **options),
+        Plan(
+            name="stopped past the lease",
+            **{**few, "stop_every": (0.1, 0.5), "stop_for": long},
+            overlaps=True,
+        ),
+        Plan(name="the data is lost", faults=("wipe",), fault_every=(1.0, 2.0), expected=FORGETS, **few),
+        Plan(
+            name="a lagging replica is promoted",
+            faults=("promote",),
+            fault_every=(1.0, 2.0),
+            expected=FORGETS,
+            **few,
+        ),
+        Plan(
+            name="the clock is an hour wrong",
+            faults=("clock",),
+            fault_every=(1.0, 2.0),
+            expected=FORGETS,
+            **few,
+        ),
+    ]
 
 
 def run(plan: Plan, directory: Path, say: Callable[[str], object] = lambda _: None) -> Result:
@@ -298,31 +477,41 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=8, help="of each process (8)")
     parser.add_argument("--grants", type=int, default=20_000, help="after which it ends (20,000)")
     parser.add_argument("--seconds", type=float, default=600, help="after which it has failed (600)")
-    parser.add_argument("--url", help="of the backend, instead of an SQLite file of its own")
+    parser.add_argument("--backend", choices=("sqlite", "redis"), default="sqlite", help="(sqlite)")
+    parser.add_argument("--lease", type=float, default=2.0, help="on Redis, in seconds (2)")
+    parser.add_argument("--url", help="of the backend, instead of one of its own")
     parser.add_argument("--keep", action="store_true", help="keep what was noted, also if no rule was broken")
     options = parser.parse_args()
-    directory = Path(tempfile.mkdtemp(prefix="faults-"))
-    began = time.monotonic()
-    plan = Plan(
+    print(f"seed {options.seed}", file=sys.stderr)
+    are_good = True
+    for plan in plans(
+        options.backend,
         seed=options.seed,
         processes=options.processes,
         tasks=options.tasks,
         grants=options.grants,
         seconds=options.seconds,
         url=options.url,
-    )
-    print(f"seed {plan.seed}", file=sys.stderr)
+        lease=options.lease,
+    ):
+        are_good &= _run_and_print(plan, keep=options.keep)
+    return 0 if are_good else 1
+
+
+def _run_and_print(plan: Plan, *, keep: bool) -> bool:
+    directory = Path(tempfile.mkdtemp(prefix="faults-"))
+    began = time.monotonic()
     result = run(
         plan,
         directory,
         lambda what: print(f"[{time.monotonic() - began:6.1f} s] {what}", file=sys.stderr, flush=True),
     )
-    print(result)
-    if result.is_good and not options.keep:
+    print(result, end="\n\n", flush=True)
+    if result.is_good and not keep:
         shutil.rmtree(directory)
     else:
         print(f"what was noted is in {directory}")
-    return 0 if result.is_good else 1
+    return result.is_good
 
 
 if __name__ == "__main__":

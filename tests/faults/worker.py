@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import logging
 import os
 import random
 import signal
@@ -16,13 +17,13 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, final
 
-from asyncguard import AsyncGuard, BackendUnavailable, Guard, Refused
+from asyncguard import AsyncGuard, BackendUnavailable, Guard, PermitLost, Refused
 from asyncguard.backends import open_backend
 from asyncguard.testing._proxy import Proxy
 from asyncguard.testing.history import Recorder
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from asyncguard.backends import Backend
     from asyncguard.clock import Clock
@@ -71,25 +72,31 @@ class Store:
 
     def write(self, token: int) -> bool:
         return (
-            self._connection.execute("UPDATE fence SET token = ? WHERE token < ?", (token, token)).rowcount
+            self._connection.execute("UPDATE fence SET token = ? WHERE token <= ?", (token, token)).rowcount
             == 1
         )
 
 
 @final
 class Worker:
-    def __init__(self, name: str, directory: Path, url: str, seed: str) -> None:
+    def __init__(
+        self, name: str, directory: Path, url: str, seed: str, work: float, clock: Path | None
+    ) -> None:
         self.name = name
         self.directory = directory
         self.chance = random.Random(seed)
         self.recorder = Recorder(directory / f"{name}.log", name)
         self.store = Store(directory / "store.db")
+        self.work_for = work
         self.is_ending = False
         self.rounds: set[asyncio.Task[None]] = set()
         self.numbers = itertools.count(1)
 
-        def open_noting(clock: Clock, namespace: str) -> Backend:
-            return Noting(open_backend(url, clock=clock, namespace=namespace), self.recorder)
+        def open_noting(system: Clock, namespace: str) -> Backend:
+            backend = open_backend(url, clock=system, namespace=namespace)
+            if clock is not None:
+                set_clock(backend, clock)
+            return Noting(backend, self.recorder)
 
         self.ag = AsyncGuard(backend=open_noting)
         self.one, self.some = (
@@ -123,7 +130,12 @@ class Worker:
             await asyncio.wait([task])
             self.rounds.discard(task)
             if not task.cancelled():
-                task.result()
+                try:
+                    task.result()
+                except PermitLost:
+                    pass
+                except BackendUnavailable:
+                    await asyncio.sleep(self.chance.uniform(0, 0.05))
 
     async def round(self) -> None:
         ticket = f"{self.name}/{next(self.numbers)}"
@@ -138,6 +150,9 @@ class Worker:
                     await self.do_the_work(ticket, guard, permit.token)
                 finally:
                     self.recorder.note("worked", ticket)
+        except PermitLost:
+            self.recorder.note("lost", ticket)
+            raise
         except (asyncio.CancelledError, Refused) as error:
             if not was_granted:
                 self.recorder.note("refused" if isinstance(error, Refused) else "withdrawn", ticket)
@@ -159,11 +174,16 @@ class Worker:
     async def do_the_work(self, ticket: str, guard: Guard, token: int) -> None:
         self.recorder.note("working", ticket)
         if guard is self.one:
-            self.recorder.note("wrote" if self.store.write(token) else "stale", ticket)
+            self.write(ticket, token)
         if self.chance.random() < 0.05:
             time.sleep(self.chance.uniform(0, 0.002))  # noqa: ASYNC251 - some block their event loop
         else:
-            await asyncio.sleep(self.chance.uniform(0, 0.001))
+            await asyncio.sleep(self.chance.uniform(0, self.work_for))
+        if guard is self.one:
+            self.write(ticket, token)
+
+    def write(self, ticket: str, token: int) -> None:
+        self.recorder.note("wrote" if self.store.write(token) else "stale", ticket)
 
     # --- faults from within --------------------------------------------------------------------
 
@@ -187,17 +207,27 @@ class Worker:
             if self.chance.random() < 0.6:
                 limit = self.chance.choice([2, 3, 4, None])
                 self.recorder.note("limiting", guard="some", limit=limit)
-                await self.some.set_limit(limit)
+                await self.insist(self.some.set_limit, limit)
                 self.recorder.note("limited", guard="some", limit=limit)
                 continue
             guard = self.chance.choice([self.one, self.some])
             self.recorder.note("pausing", guard=guard.name)
-            await guard.pause()
+            await self.insist(guard.pause)
             self.recorder.note("paused", guard=guard.name)
             await asyncio.sleep(self.chance.uniform(0, 0.1))
             self.recorder.note("resuming", guard=guard.name)
-            await guard.resume()
+            await self.insist(guard.resume)
             self.recorder.note("resumed", guard=guard.name)
+
+    async def insist(self, act: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Act on a guard, also if the server can't be asked just now."""
+        while True:
+            try:
+                await act(*args)
+            except BackendUnavailable:
+                await asyncio.sleep(0.05)
+            else:
+                return
 
     async def fork_now_and_then(self) -> None:
         """Have children that try to use the file, and live on for a while: also without their parent."""
@@ -226,17 +256,26 @@ class Worker:
             os._exit(code)
 
 
+def set_clock(backend: Backend, clock: Path) -> None:
+    """Have a Redis server go by this host's clock and what a file says that is wrong with it."""
+    file = os.open(clock, os.O_RDONLY)
+    backend._rules._now = lambda: time.time_ns() // 1000 + int(os.pread(file, 20, 0))  # type: ignore[attr-defined]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("name")
     parser.add_argument("directory", type=Path)
     parser.add_argument("url")
     parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--work", type=float, default=0.001)
     parser.add_argument("--seed", default="")
+    parser.add_argument("--clock", type=Path)
     for role in ROLES:
         parser.add_argument(f"--{role}", action="append_const", const=role, dest="roles", default=[])
     options = parser.parse_args()
-    worker = Worker(options.name, options.directory, options.url, options.seed)
+    logging.basicConfig(level=logging.ERROR)
+    worker = Worker(options.name, options.directory, options.url, options.seed, options.work, options.clock)
     if "forks-first" in options.roles:
         child = os.fork()
         if child:

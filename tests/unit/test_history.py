@@ -427,6 +427,9 @@ def test_fence_a_store_turned_a_write_away(story: Story) -> None:
     story.serve("a", 0, 10, token=1)
     story.note(5, "stale", "a")
     assert rules(story.check()) == {"fence"}
+    report = story.check(leases=True)
+    assert report.violations == (), "that is what it is for"
+    assert report.stale == 1
 
 
 def test_fence_a_store_took_what_was_stale(story: Story) -> None:

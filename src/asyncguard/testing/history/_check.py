@@ -43,7 +43,8 @@ def check(
             Infinite for a guard with a rate, whose permits are free on purpose.
         idle_after_kill: the same where a process was killed meanwhile; None: as `idle`.
         leases: whether a process that is stopped loses its permits after a time. Then its work may
-            overlap with that of others, which the report counts; else that is a violation.
+            overlap with that of others, and a fenced store turn its writes away, which the report
+            counts; else that is a violation.
 
     Raises:
         ValueError: the records contradict one another, or a guard has no limit.
@@ -52,7 +53,7 @@ def check(
     at_most = check_number("idle", idle)
     after_kill = at_most if idle_after_kill is None else check_number("idle_after_kill", idle_after_kill)
     history = History(records, declared)
-    violations = [*history.violations, *_rules.fence(history)]
+    violations = [*history.violations, *_rules.fence(history, leases=leases)]
     under_stop: list[Ticket] = []
     longest = longest_after_kill = 0
     for partition in history.partitions.values():
@@ -79,6 +80,7 @@ def check(
         limits=kinds["limited"],
         pauses=kinds["paused"],
         writes=kinds["wrote"],
+        stale=kinds["stale"],
         longest_idle=longest / _SECOND,
         longest_idle_after_kill=longest_after_kill / _SECOND,
         overlaps_under_stop=len(under_stop),

@@ -49,6 +49,8 @@ class Report:
     pauses: int
     writes: int
     """How many the fenced store let through."""
+    stale: int
+    """How many it turned away, as a newer token had come before theirs."""
     longest_idle: float
     """Seconds for which a permit was free at most while a ticket waited that could take it."""
     longest_idle_after_kill: float
@@ -65,6 +67,7 @@ class Report:
             ("processes killed, stopped", f"{self.killed:,}, {self.stopped:,}"),
             ("limits set, pauses", f"{self.limits:,}, {self.pauses:,}"),
             ("writes to the fenced store", f"{self.writes:,}"),
+            ("  turned away", f"{self.stale:,}"),
             ("longest idle permit", f"{self.longest_idle * 1000:,.1f} ms"),
             ("  where one was killed", f"{self.longest_idle_after_kill * 1000:,.1f} ms"),
             ("overlaps under a stop", f"{self.overlaps_under_stop:,}"),

@@ -189,9 +189,12 @@ def order(partition: Partition) -> Iterator[Violation]:
             )
 
 
-def fence(history: History) -> Iterator[Violation]:
-    """No store that the guard fences has to turn a write away, nor takes one that it should have."""
-    for partition, ticket, at in history.stale:
+def fence(history: History, *, leases: bool) -> Iterator[Violation]:
+    """No store that the guard fences has to turn a write away, nor takes one that it should have.
+
+    With leases it has to turn those away that come late: that is what it is for.
+    """
+    for partition, ticket, at in () if leases else history.stale:
         message = f"ticket {ticket}, token {ticket.token}, came to the store after a newer one"
         yield partition.violation("fence", at, message)
     for partition in history.partitions.values():
