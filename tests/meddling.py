@@ -188,10 +188,12 @@ class MeddlingProxy:
         if commands:
             with contextlib.suppress(OSError):
                 reader, writer = await asyncio.open_connection(*self.target)
-                writer.write(commands)
-                await asyncio.sleep(0.05)
-                await reader.read(1 << 20)
-                writer.close()
+                try:
+                    writer.write(commands)
+                    await asyncio.sleep(0.05)
+                    await reader.read(1 << 20)
+                finally:
+                    writer.transport.abort()
 
     def _note(self, link: _Link, command: bytes) -> None:
         words = command.split(b"\r\n")[2::2]

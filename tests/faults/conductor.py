@@ -444,7 +444,7 @@ def plans(backend: Literal["sqlite", "redis"], **options: Any) -> list[Plan]:
         Plan(name="what is assumed holds", faults=(*NETWORK, "restart"), grants=grants * 6 // 10, **options),
         Plan(
             name="stopped past the lease",
-            **{**few, "stop_every": (0.1, 0.5), "stop_for": long},
+            **{**few, "grants": grants // 40, "stop_every": (0.1, 0.5), "stop_for": long},
             overlaps=True,
         ),
         Plan(name="the data is lost", faults=("wipe",), fault_every=(1.0, 2.0), expected=FORGETS, **few),
