@@ -424,7 +424,7 @@ def recoveries(records: Iterable[Record], ends: list[int]) -> list[float]:
 
 
 STALE = (1.2, 2.0)
-"""Leases for which a process is stopped that is to lose its permits."""
+"""Seconds for which a process is stopped that is to lose its permits, with a lease of one."""
 NETWORK: Final[tuple[Fault, ...]] = ("cut", "notices", "outage", "replies", "doubles")
 FORGETS: Final[frozenset[Rule]] = frozenset({"limit", "overlap", "order", "idle"})
 """What may be broken where a server has forgotten who holds and waits; tokens grow, and the fence holds."""
@@ -438,13 +438,12 @@ def plans(backend: Literal["sqlite", "redis"], **options: Any) -> list[Plan]:
     options |= {"backend": "redis", "roles": True, "at_least": grants / 1000}
     few = {**options, "grants": grants // 10, "work": 0.02, "kill_every": (4.0, 8.0), "stop_every": None}
     options |= {"kill_every": (3.0, 6.0), "fault_every": (0.5, 1.5)}
-    lease = options.get("lease", 2.0)
-    long = (STALE[0] * lease, STALE[1] * lease)
+    small = {"processes": 4, "tasks": 4, "lease": 1.0}
     return [
         Plan(name="what is assumed holds", faults=(*NETWORK, "restart"), grants=grants * 6 // 10, **options),
         Plan(
             name="stopped past the lease",
-            **{**few, "grants": grants // 40, "stop_every": (0.1, 0.5), "stop_for": long},
+            **{**few, **small, "grants": grants // 40, "stop_every": (0.1, 0.5), "stop_for": STALE},
             overlaps=True,
         ),
         Plan(name="the data is lost", faults=("wipe",), fault_every=(1.0, 2.0), expected=FORGETS, **few),
