@@ -443,7 +443,15 @@ def plans(backend: Literal["sqlite", "redis"], **options: Any) -> list[Plan]:
         Plan(name="what is assumed holds", faults=(*NETWORK, "restart"), grants=grants * 6 // 10, **options),
         Plan(
             name="stopped past the lease",
-            **{**few, **small, "grants": grants // 40, "stop_every": (0.1, 0.5), "stop_for": STALE},
+            # Work is long beside what it takes to hand it over, so that whoever is stopped is likely to hold.
+            **{
+                **few,
+                **small,
+                "grants": grants // 40,
+                "work": 0.2,
+                "stop_every": (0.1, 0.5),
+                "stop_for": STALE,
+            },
             overlaps=True,
         ),
         Plan(name="the data is lost", faults=("wipe",), fault_every=(1.0, 2.0), expected=FORGETS, **few),
