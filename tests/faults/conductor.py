@@ -16,6 +16,7 @@ import random
 import secrets
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, final
 
 from redis_site import RedisSite
+from reliability import milliseconds, page
+from valkey_server import SERVER
 from worker import LIMITS, Store
 
 from asyncguard import AsyncGuard
@@ -112,8 +115,14 @@ class Result:
             ("seconds", f"{self.seconds:.1f}"),
             ("forked children turned away", f"{self.forks:,}"),
             *((f"fault: {fault}", f"{count:,}") for fault, count in sorted(self.done.items())),
-            ("handed over, p50, p99", f"{_ms(self.handovers, 0.5)}, {_ms(self.handovers, 0.99)} ms"),
-            ("grant after a fault, p50, max", f"{_ms(self.recoveries, 0.5)}, {_ms(self.recoveries, 1)} ms"),
+            (
+                "handed over, p50, p99",
+                f"{milliseconds(self.handovers, 0.5)}, {milliseconds(self.handovers, 0.99)} ms",
+            ),
+            (
+                "grant after a fault, p50, max",
+                f"{milliseconds(self.recoveries, 0.5)}, {milliseconds(self.recoveries, 1)} ms",
+            ),
             *(
                 (f"broken as expected: {rule}", f"{count:,}")
                 for rule, count in sorted(Counter(each.rule for each in self.expected).items())
@@ -121,10 +130,6 @@ class Result:
         ]
         lines = [f"{name:32}{value:>16}" for name, value in rows]
         return "\n".join([*lines, str(self.report), *self.mishaps])
-
-
-def _ms(ordered: list[float], part: float) -> str:
-    return f"{ordered[min(len(ordered) - 1, int(part * len(ordered)))] * 1000:,.1f}" if ordered else "-"
 
 
 @final
@@ -487,25 +492,43 @@ def main() -> int:
     parser.add_argument("--backend", choices=("sqlite", "redis"), default="sqlite", help="(sqlite)")
     parser.add_argument("--lease", type=float, default=2.0, help="on Redis, in seconds (2)")
     parser.add_argument("--url", help="of the backend, instead of one of its own")
+    parser.add_argument("--page", type=Path, help="to write what came of it to, as docs/reliability.md is")
     parser.add_argument("--keep", action="store_true", help="keep what was noted, also if no rule was broken")
     options = parser.parse_args()
     print(f"seed {options.seed}", file=sys.stderr)
-    are_good = True
-    for plan in plans(
-        options.backend,
-        seed=options.seed,
-        processes=options.processes,
-        tasks=options.tasks,
-        grants=options.grants,
-        seconds=options.seconds,
-        url=options.url,
-        lease=options.lease,
-    ):
-        are_good &= _run_and_print(plan, keep=options.keep)
-    return 0 if are_good else 1
+    results = [
+        _run_and_print(plan, keep=options.keep)
+        for plan in plans(
+            options.backend,
+            seed=options.seed,
+            processes=options.processes,
+            tasks=options.tasks,
+            grants=options.grants,
+            seconds=options.seconds,
+            url=options.url,
+            lease=options.lease,
+        )
+    ]
+    if options.page is not None:
+        text = page(
+            results,
+            command=f'make faults ARGS="--backend {options.backend} --seed {options.seed}"',
+            processes=options.processes,
+            tasks=options.tasks,
+            versions=_versions(options.backend),
+        )
+        options.page.write_text(text)
+    return 0 if all(result.is_good for result in results) else 1
 
 
-def _run_and_print(plan: Plan, *, keep: bool) -> bool:
+def _versions(backend: str) -> str:
+    if backend == "sqlite":
+        return f"SQLite {sqlite3.sqlite_version}"
+    said = subprocess.check_output([SERVER, "--version"], text=True)
+    return " ".join(said.split()[:3]).replace(" v=", " ").replace(" server", "")
+
+
+def _run_and_print(plan: Plan, *, keep: bool) -> Result:
     directory = Path(tempfile.mkdtemp(prefix="faults-"))
     began = time.monotonic()
     result = run(
@@ -518,7 +541,7 @@ def _run_and_print(plan: Plan, *, keep: bool) -> bool:
         shutil.rmtree(directory)
     else:
         print(f"what was noted is in {directory}")
-    return result.is_good
+    return result
 
 
 if __name__ == "__main__":
