@@ -286,7 +286,7 @@ class Listener(threading.Thread):
         is_quiet = False
         looked = time.monotonic()
         while not self._over.is_set():
-            if time.monotonic() - looked >= _EACH:
+            if time.monotonic() - looked >= _EACH and self._expects_news():
                 looked = time.monotonic()
                 if self._server.has_moved(connection):
                     self.has_moved = True
@@ -642,7 +642,8 @@ class Courier(threading.Thread):
     def _note_outage(self, fault: BaseException, began: float) -> None:
         self._fault = fault
         if self._down_since is None:
-            unheard = (self._now() - self._waiting[0].sent) / TICKS if self._waiting[0].sent else 0.0
+            first = self._waiting[0].sent if self._waiting else 0
+            unheard = (self._now() - first) / TICKS if first else 0.0
             self._down_since = min(began, time.monotonic() - unheard)
             self._pause = 0.0  # perhaps only this connection had ended
         now = time.monotonic()

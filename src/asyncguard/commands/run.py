@@ -23,6 +23,7 @@ from asyncguard.commands.shared import (
     for_a_moment,
     open_shared,
     shared_path,
+    shared_url,
     uses_own_file,
 )
 from asyncguard.errors import BackendUnavailable, Refused
@@ -88,6 +89,7 @@ def run(options: argparse.Namespace) -> int:
     if code := _why_not(words[0]):
         return code
     try:
+        shared_url()
         if uses_own_file():
             make_user_directory()
         return asyncio.run(_Run(options, words).run())

@@ -7,7 +7,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
-from asyncguard.backends import Backend, open_backend, path_of, scheme_of
+from asyncguard.backends import Backend, check_sqlite, open_backend, path_of, scheme_of
 from asyncguard.backends.user_file import user_url
 from asyncguard.clock import SystemClock
 from asyncguard.keys import as_name
@@ -61,7 +61,7 @@ def shared_url() -> str:
     """Find the URL of what processes share; a file needn't be there.
 
     Raises:
-        ValueError: `ASYNCGUARD_URL` names nothing of the kind.
+        ValueError: `ASYNCGUARD_URL` names nothing of the kind, or this system can't use a file.
     """
     url = os.environ.get("ASYNCGUARD_URL") or user_url()
     if scheme_of(url) == "memory":
@@ -69,6 +69,8 @@ def shared_url() -> str:
             "ASYNCGUARD_URL: expected sqlite:///path/guards.db or redis://host:6379/0, which processes "
             f"share, or none; got {url!r}"
         )
+    if scheme_of(url) == "sqlite":
+        check_sqlite()
     return url
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from asyncguard.commands import USAGE_ERROR
-from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path
+from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path, shared_url
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -51,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # it may not know a letter of a key or label
     try:
+        shared_url()
         with contextlib.suppress(KeyboardInterrupt):
             return asyncio.run(_run(options))
     except (ValueError, TypeError) as error:
