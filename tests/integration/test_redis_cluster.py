@@ -9,7 +9,8 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
-from valkey_cluster import Cluster, running_cluster, until
+from redis.crc import key_slot
+from valkey_cluster import Cluster, Node, running_cluster, until
 
 from asyncguard import AsyncGuard, BackendUnavailable
 from asyncguard.backends.redis_rules import RedisRules
@@ -184,24 +185,31 @@ async def test_a_cluster_that_is_down_is_out_of_reach_and_comes_back(place: Plac
     waits = asyncio.create_task(other.acquire())
     await until_seen(one, lambda seen: seen.waiting)
     master = await asyncio.to_thread(place.cluster.node_of, place.base(one))
-    (lost, _, *_), *_ = await asyncio.to_thread(master.ask, "CLUSTER", "SLOTS")
-    await asyncio.to_thread(master.ask, "CLUSTER", "DELSLOTS", lost)  # by default all slots are needed
+    # By default all slots are needed; of one of another's the node would soon be told that it is there.
+    lost = await asyncio.to_thread(_slot_beside, master, place.base(one))
+    await asyncio.to_thread(master.ask, "CLUSTER", "DELSLOTS", lost)
     try:
         with pytest.raises(BackendUnavailable, match="nobody has all .*cluster is down"):
             await soon(other.acquire())
         with pytest.raises(BackendUnavailable):
             await soon(waits)
     finally:
-        await asyncio.to_thread(_give_back, place.cluster, lost)
+        await asyncio.to_thread(_give_back, place.cluster, lost, master)
     await holds.release()
     await soon(_use(other))
 
 
-def _give_back(cluster: Cluster, slot: int) -> None:
-    cluster.masters[0].ask("CLUSTER", "SETSLOT", slot, "NODE", cluster.masters[0].id)
-    for node in cluster.masters:
-        if node is not cluster.masters[0]:
-            node.ask("CLUSTER", "SETSLOT", slot, "NODE", cluster.masters[0].id)
+def _slot_beside(node: Node, base: str) -> int:
+    """Find a slot of a node's in which the guard isn't."""
+    ranges = [
+        (first, last) for first, last, (_, port, *_), *_ in node.ask("CLUSTER", "SLOTS") if port == node.port
+    ]
+    return int(next(slot for slot in ranges[0] if slot != key_slot(base.encode())))
+
+
+def _give_back(cluster: Cluster, slot: int, owner: Node) -> None:
+    for node in (owner, *(node for node in cluster.masters if node is not owner)):
+        node.ask("CLUSTER", "SETSLOT", slot, "NODE", owner.id)
     until(lambda: all(node.knows("cluster_state") == "ok" for node in cluster.masters))
 
 
