@@ -682,7 +682,7 @@ async def test_a_server_that_loads_its_data_is_waited_for_and_then_said_to_do_so
         ("-evalsha", "no permissions to run the 'evalsha' command"),
         ("-time", "no permissions to run the 'time' command"),
         ("-script", "no permissions to run the 'script|load' command"),
-        ("resetkeys ~other", "No permissions to access a key"),
+        ("resetkeys ~other", "o permissions to access "),  # a key, or in Redis 7.0 one of the keys
     ],
 )
 async def test_what_an_acl_denies_is_said_at_once(
