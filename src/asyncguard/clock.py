@@ -52,3 +52,19 @@ class SystemClock:
     ) -> Timer:
         """Call on the loop's own timer, which keeps nothing of the request alive that it was set in."""
         return loop.call_later(seconds, callback, *args, context=contextvars.Context())
+
+
+@final
+class ClockElsewhere:
+    """A clock of this host, in a year that others have in common: `epoch` is set once they have told it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.now = clock.now
+        self.epoch = clock.epoch
+        self._clock = clock
+
+    def call_later(
+        self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[..., object], *args: Any
+    ) -> Timer:
+        """Call as the clock itself does."""
+        return self._clock.call_later(loop, seconds, callback, *args)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from conductor import Result
+    from redis_site import Fault
 
 _HEAD = """\
 # Reliability
@@ -42,13 +43,13 @@ def page(results: Sequence[Result], *, command: str, processes: int, tasks: int,
     )
     names = ["", *(result.name for result in results)]
     rows = [names, ["---", *("---:" for _ in results)]]
-    faults = sorted({fault for result in results for fault in result.done})
+    faults: set[Fault] = {fault for result in results for fault in result.done}
     columns = [_column(result, faults) for result in results]
     rows += [[title, *(column[title] for column in columns)] for title in columns[0]]
     return head + "\n" + "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
-def _column(result: Result, faults: Sequence[str]) -> dict[str, str]:
+def _column(result: Result, faults: set[Fault]) -> dict[str, str]:
     report = result.report
     expected = Counter(violation.rule for violation in result.expected)
     return {
@@ -56,7 +57,7 @@ def _column(result: Result, faults: Sequence[str]) -> dict[str, str]:
         "seconds": f"{result.seconds:.0f}",
         "processes killed": f"{report.killed:,}",
         "processes stopped": f"{report.stopped:,}",
-        **{f"fault: {fault}": f"{result.done.get(fault, 0):,}" for fault in faults},  # type: ignore[call-overload]
+        **{f"fault: {fault}": f"{result.done.get(fault, 0):,}" for fault in sorted(faults)},
         "tickets withdrawn, permits lost": f"{report.withdrawn:,}, {report.lost:,}",
         "hand-over p50, p99": f"{milliseconds(result.handovers, 0.5)}, {milliseconds(result.handovers, 0.99)} ms",
         "grant after a fault p50, max": (

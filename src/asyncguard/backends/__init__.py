@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _LEAST_SQLITE: Final = (3, 40)
 _WITH_SQLITE: Final = ("linux", "darwin")
-_REDIS: Final = ("redis", "rediss", "valkey", "valkeys")
+REDIS_SCHEMES: Final = ("redis", "rediss", "valkey", "valkeys")
 _KINDS_OF_REDIS: Final = ("", "sentinel", "cluster")
 """What may follow one of these, after a plus sign: how several servers belong together."""
 
@@ -129,7 +129,7 @@ def open_backend(url: str | None, *, clock: Clock, namespace: str) -> Backend:
 
         return SqliteBackend(path_of(cast("str", url)), clock, namespace)
     which, _, kind = scheme.partition("+")
-    if which in _REDIS and kind in _KINDS_OF_REDIS:
+    if which in REDIS_SCHEMES and kind in _KINDS_OF_REDIS:
         if find_spec("redis") is None or find_spec("hiredis") is None:
             raise ValueError(f"url: {scheme}:// needs redis-py with hiredis: install `asyncguard[redis]`")
         from asyncguard.backends.redis import RedisBackend  # noqa: PLC0415

@@ -20,14 +20,13 @@ from redis.exceptions import (
     NoPermissionError,
     NoScriptError,
     ReadOnlyError,
-    RedisError,
     ResponseError,
     TryAgainError,
 )
 
 from asyncguard.backends.lane import Lane
 from asyncguard.backends.redis_rules import SCRIPT, SHA
-from asyncguard.backends.redis_url import unavailable
+from asyncguard.backends.redis_url import FAULTS, unavailable
 from asyncguard.clock import TICKS
 from asyncguard.errors import BackendUnavailable
 
@@ -68,8 +67,6 @@ script would run where a part of the guard is, and find that nobody holds anythi
 """
 _LASTING: Final = (AuthenticationError, NoPermissionError)
 """What time won't mend."""
-FAULTS: Final = (RedisError, OSError)
-"""What is wrong with a server, as it shows."""
 
 
 class Server(Protocol):
@@ -124,7 +121,7 @@ class Receiver(Protocol):
     def listens(self, *, anew: bool) -> None:
         """Hear that notices come from now on; `anew`: some may have been missed."""
 
-    def out_of_reach(self, server: Server, error: BackendUnavailable, key: str | None = None) -> None:
+    def out_of_reach(self, server: Server, key: str | None = None) -> None:
         """Hear that a server hasn't been reached for as long as anybody waits for that; or one key there."""
 
 
@@ -596,7 +593,7 @@ class Courier(threading.Thread):
         """Have requests go where their guards are by now; else they are sent here again, after a pause."""
         self._server.look_again(self._connection)
         self._pass_on()
-        hopeless: dict[str, BackendUnavailable] = {}
+        hopeless: set[str] = set()
         if not self._aside:
             self._aside_until = time.monotonic() + _DETOUR
         waiting, self._waiting = self._waiting, deque()
@@ -606,7 +603,8 @@ class Courier(threading.Thread):
                 self._waiting.append(request)
                 continue
             if self._now() - request.sent > self._server.timeout * TICKS:
-                error = hopeless[request.call.key] = unavailable(
+                hopeless.add(request.call.key)
+                error = unavailable(
                     self._server.name,
                     f"nobody has all of the guard's slot for now ({fault})",
                 )
@@ -615,8 +613,8 @@ class Courier(threading.Thread):
             self._aside.append(request)
         receiver = self._receiver()
         if receiver is not None:
-            for key, error in hopeless.items():
-                receiver.out_of_reach(self._server, error, key)
+            for key in hopeless:
+                receiver.out_of_reach(self._server, key)
 
     def _pass_on(self) -> None:
         """Give to other couriers what is theirs, as far as that is known by now."""
@@ -662,7 +660,7 @@ class Courier(threading.Thread):
             )
             receiver = self._receiver()
             if receiver is not None:
-                receiver.out_of_reach(self._server, error)
+                receiver.out_of_reach(self._server)
 
     def _fail_all(self) -> None:
         error = unavailable(self._server.name, self._fault or "it is being closed; try again")

@@ -18,7 +18,7 @@ from asyncguard.backends.claims import Claims
 from asyncguard.backends.courier import Courier, Request, Watch
 from asyncguard.backends.redis_rules import MOST_RENEWED, RedisRules
 from asyncguard.backends.redis_servers import find_keys, open_servers
-from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND
+from asyncguard.clock import TICKS, TICKS_PER_MICROSECOND, ClockElsewhere
 from asyncguard.errors import BackendUnavailable
 from asyncguard.ticket import EXCLUSIVE, Declaration, Outlook, Rules
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from asyncguard.backends.claims import Claim
     from asyncguard.backends.courier import Server
     from asyncguard.backends.redis_rules import Call, Row
-    from asyncguard.clock import Clock, Timer
+    from asyncguard.clock import Clock
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Ticket
@@ -43,21 +43,6 @@ _LOOKED_AT: Final = 100
 _KEYS_AT_ONCE: Final = 100
 _AFTER: Final = 2.1
 """Leases after which nothing is left of the last ticket of a guard, but for what is deleted then."""
-
-
-@final
-class _ServerClock:
-    """This host's clock, with the server's idea of what year it is."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.now = clock.now
-        self.epoch = clock.epoch
-        self._clock = clock
-
-    def call_later(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[..., object], *args: Any
-    ) -> Timer:
-        return self._clock.call_later(loop, seconds, callback, *args)
 
 
 @final
@@ -144,7 +129,7 @@ class RedisBackend:
             f"{servers.rests_on}, and on clocks whose rates differ by less than 1 %"
         )
         self._system = clock
-        self.clock: Clock = _ServerClock(clock)
+        self.clock: Clock = ClockElsewhere(clock)
         self._knows_the_time = False
         self._start_anew()
         _live.add(self)
@@ -229,11 +214,14 @@ class RedisBackend:
     ) -> None:
         self._hire(call.key).send(Request(call, answered, failed))
 
-    def _send_aside(self, declaration: Declaration, call: Call) -> None:
-        """Send what nobody waits for, and what is sent anew by itself if it gets lost."""
+    def _send_aside(self, declaration: Declaration, call: Call, *, extends: bool = True) -> None:
+        """Send what nobody waits for, and what is sent anew by itself if it gets lost.
+
+        `extends` says whether a ticket in the answer is believed in from when this was sent.
+        """
 
         def answered(raw: Any, sent: int) -> None:
-            self._take(declaration, call, raw, sent)
+            self._take(declaration, call, raw, sent if extends else None)
 
         self._send(call, answered, lambda _, __: False)
 
@@ -490,13 +478,7 @@ class RedisBackend:
         """Have a ticket wait again that the server has forgotten, in its old place."""
         ticket = claim.ticket
         since = claim.since * TICKS_PER_MICROSECOND - self._rules.epoch if claim.since else None
-        declaration = ticket.terms.guard
-        call = self._rules.enter(ticket, since=since)
-
-        def answered(raw: Any, _: int) -> None:
-            self._take(declaration, call, raw, None)
-
-        self._send(call, answered, lambda _, __: False)
+        self._send_aside(ticket.terms.guard, self._rules.enter(ticket, since=since), extends=False)
 
     def _tell_it_is_lost(self, ticket: Ticket) -> None:
         self._send_leave(ticket)
@@ -545,9 +527,8 @@ class RedisBackend:
         """Hear what other clients' steps decided."""
         self._hear(self._rules.read_message(message), None)
 
-    def out_of_reach(self, server: Server, error: BackendUnavailable, key: str | None = None) -> None:
+    def out_of_reach(self, server: Server, key: str | None = None) -> None:
         """Hear that a server can't be reached: who waits needn't, and who holds may until its deadline."""
-        del error
         for claim in self._claims.all():
             ticket = claim.ticket
             base = self._use(ticket.terms.guard).base

@@ -9,10 +9,9 @@ from typing import Any, Final, final
 import redis
 from redis.crc import key_slot
 
-from asyncguard.backends.redis_url import RedisUrl
+from asyncguard.backends.redis_url import FAULTS, RedisUrl
 
 _SLOTS: Final = 16_384
-_FAULTS: Final = (redis.RedisError, OSError)
 
 
 @final
@@ -31,7 +30,7 @@ class Node:
         """Make a connection of redis-py, and connect it."""
         try:
             return self._cluster.connect_to(self.address)
-        except _FAULTS:
+        except FAULTS:
             self._cluster.ask_others(self.address)  # a replica may have its slots by now
             raise
 
@@ -126,12 +125,12 @@ class Cluster:
                 continue
             try:
                 connection = self.connect_to(address)
-            except _FAULTS as fault:
+            except FAULTS as fault:
                 faults.append(f"{address[0]}:{address[1]}: {fault}")
                 continue
             try:
                 self.look_again(connection)
-            except _FAULTS as fault:
+            except FAULTS as fault:
                 faults.append(f"{address[0]}:{address[1]}: {fault}")
                 connection.disconnect()
             else:

@@ -6,7 +6,7 @@ from typing import Any, Final, final
 
 import redis
 
-from asyncguard.backends.redis_url import RedisUrl, database
+from asyncguard.backends.redis_url import FAULTS, OneServer, RedisUrl, database
 
 _PORT: Final = 26379
 _OF_SENTINELS: Final = {"sentinel_username": "username", "sentinel_password": "password"}
@@ -14,7 +14,7 @@ _OF_SENTINELS: Final = {"sentinel_username": "username", "sentinel_password": "p
 
 
 @final
-class SentinelServer:
+class SentinelServer(OneServer):
     """redis+sentinel://user:password@host:26379,host2:26379/service/0.
 
     Each new connection asks the sentinels anew. After a failover the old master is gone, or answers that it
@@ -22,21 +22,13 @@ class SentinelServer:
     second, as they tell a master that still works only after some ten that it isn't one any more.
     """
 
-    in_cluster = False
-    version = 0
     rests_on = (
         "masters keeping what they acknowledged, also when a replica takes over (one that lagged has "
         "forgotten the last grants, and may make them again)"
     )
 
     def __init__(self, url: str) -> None:
-        self._url = known = RedisUrl(url, port=_PORT, options=(*_OF_SENTINELS,))
-        self.lease, self.margin, self.timeout, self.name = (
-            known.lease,
-            known.margin,
-            known.timeout,
-            known.name,
-        )
+        super().__init__(known := RedisUrl(url, port=_PORT, options=(*_OF_SENTINELS,)))
         if not 1 <= len(known.path) <= 2:  # noqa: PLR2004
             raise ValueError(
                 "url: expected sentinels and the service that they watch over, as in "
@@ -51,15 +43,6 @@ class SentinelServer:
         self.place: object = ("redis+sentinel", self._service, self._db, *sorted(known.addresses))
         """What is equal for the same service, as far as a URL tells."""
 
-    def of(self, key: str) -> SentinelServer:
-        """Tell which server has a key: the master has all."""
-        del key
-        return self
-
-    def all(self) -> list[SentinelServer]:
-        """List those that have keys: the master."""
-        return [self]
-
     def connect(self) -> Any:
         """Make a connection of redis-py to the master, and connect it."""
         return self._url.connect(self._find_master(), db=self._db)
@@ -71,15 +54,12 @@ class SentinelServer:
         except redis.ConnectionError:
             return False
 
-    def look_again(self, connection: Any) -> None:
-        """Nothing is remembered: each connection asks."""
-
     def _find_master(self) -> tuple[str, int]:
         faults = []
         for sentinel in self._sentinels:
             try:
                 found = self._ask(sentinel)
-            except (redis.RedisError, OSError) as fault:
+            except FAULTS as fault:
                 faults.append(f"{sentinel[0]}:{sentinel[1]}: {fault}")
                 continue
             if found is not None:  # this one is asked first the next time

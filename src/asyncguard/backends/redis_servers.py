@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-import redis
-
 from asyncguard.backends.redis_cluster import Cluster
 from asyncguard.backends.redis_sentinel import SentinelServer
-from asyncguard.backends.redis_url import RedisServer, unavailable
+from asyncguard.backends.redis_url import FAULTS, RedisServer, unavailable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -48,7 +46,7 @@ def find_keys(servers: Servers, pattern: str) -> list[bytes]:
     """
     try:
         return [key for server in servers.all() for key in _keys_of(server, pattern)]
-    except (redis.RedisError, OSError) as fault:
+    except FAULTS as fault:
         raise unavailable(servers.name, fault) from fault
 
 

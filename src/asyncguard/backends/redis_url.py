@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Final, final
+from typing import Any, Final, Self, final
 from urllib.parse import parse_qs, unquote, urlencode, urlsplit, urlunsplit
 
 import redis
@@ -23,6 +23,8 @@ _PER_LEASE: Final = 5
 """How often a timeout fits into a lease, at least; see `RedisUrl`."""
 _MARGIN: Final = 20
 """The part of a lease that is kept for telling the work that it is over."""
+FAULTS: Final = (redis.RedisError, OSError)
+"""What is wrong with a server, as it shows."""
 
 
 def unavailable(name: str, fault: object) -> BackendUnavailable:
@@ -107,22 +109,43 @@ class RedisUrl:
         return connection
 
 
-@final
-class RedisServer:
-    """One server, on its own: redis://host:6379/0."""
+class OneServer:
+    """What is so of a server that has all guards, wherever it is."""
 
     in_cluster = False
     version = 0
+
+    def __init__(self, known: RedisUrl) -> None:
+        self._url = known
+        self.lease, self.margin = known.lease, known.margin
+        self.timeout, self.name = known.timeout, known.name
+
+    def of(self, key: str) -> Self:
+        """Tell which server has a key: this one."""
+        del key
+        return self
+
+    def all(self) -> list[Self]:
+        """List them: it is alone."""
+        return [self]
+
+    def has_moved(self, connection: Any) -> bool:
+        """It doesn't."""
+        del connection
+        return False
+
+    def look_again(self, connection: Any) -> None:
+        """There is nothing to be found out: nothing is remembered of where it is."""
+
+
+@final
+class RedisServer(OneServer):
+    """One server, on its own: redis://host:6379/0."""
+
     rests_on = "the server keeping what it acknowledged"
 
     def __init__(self, url: str) -> None:
-        self._url = known = RedisUrl(url)
-        self.lease, self.margin, self.timeout, self.name = (
-            known.lease,
-            known.margin,
-            known.timeout,
-            known.name,
-        )
+        super().__init__(known := RedisUrl(url))
         if len(known.addresses) > 1 or len(known.path) > 1:
             raise ValueError(
                 f"url: expected one server, such as redis://host:6379/0, got {known.name!r}: several are "
@@ -133,26 +156,9 @@ class RedisServer:
         self.place: object = ("redis", *self._address, self._db)
         """What is equal for the same server, as far as a URL tells."""
 
-    def of(self, key: str) -> RedisServer:
-        """Tell which server has a key: this one."""
-        del key
-        return self
-
-    def all(self) -> list[RedisServer]:
-        """List them: it is alone."""
-        return [self]
-
     def connect(self) -> Any:
         """Make a connection of redis-py, and connect it."""
         return self._url.connect(self._address, db=self._db)
-
-    def has_moved(self, connection: Any) -> bool:
-        """It doesn't."""
-        del connection
-        return False
-
-    def look_again(self, connection: Any) -> None:
-        """There is nothing to be found out: the URL said where it is."""
 
 
 def database(name: str, path: list[str]) -> int:

@@ -25,7 +25,7 @@ from asyncguard.backends.lives import Lives
 from asyncguard.backends.porter import FAULTS, PATIENCE, Porter, unavailable
 from asyncguard.backends.sqlite_store import BITS, Store, StoreBusy
 from asyncguard.backends.system import boot_id, mounts, process_namespace
-from asyncguard.clock import TICKS
+from asyncguard.clock import TICKS, ClockElsewhere
 from asyncguard.errors import BackendUnavailable
 from asyncguard.permit import Permit
 from asyncguard.ticket import Outlook
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from asyncguard.admission import Setting
-    from asyncguard.clock import Clock, Timer
+    from asyncguard.clock import Clock
     from asyncguard.errors import Reason
     from asyncguard.statistics import Snapshot
     from asyncguard.ticket import Declaration, Rules, Ticket
@@ -62,21 +62,6 @@ _SPOILT: Final = (
 _LONGEST_OPENING: Final = 1.0
 """Seconds for which `acquire_nowait` waits for the file to be opened, where it comes first."""
 _CLIENT_BITS: Final = 62 - BITS
-
-
-@final
-class _FileClock:
-    """The clock that all have in common who open the file."""
-
-    def __init__(self, clock: Clock) -> None:
-        self.now = clock.now
-        self.epoch = clock.epoch
-        self._clock = clock
-
-    def call_later(
-        self, loop: asyncio.AbstractEventLoop, seconds: float, callback: Callable[..., object], *args: Any
-    ) -> Timer:
-        return self._clock.call_later(loop, seconds, callback, *args)
 
 
 @final
@@ -187,8 +172,7 @@ class SqliteBackend:
         )
         self._system = clock
         self._lock = threading.RLock()
-        self._file_clock = _FileClock(clock)
-        self.clock: Clock = self._file_clock
+        self.clock: Clock = ClockElsewhere(clock)
         self._start_anew()
         _live.add(self)
 
@@ -243,7 +227,7 @@ class SqliteBackend:
         store = porter.insist(lambda: Store(path, epoch=self._system.epoch, patience=PATIENCE))
         boot = boot_id()
         porter.insist(lambda: store.begin(boot, self._lives, self._system.epoch, self._system.now()))
-        self._file_clock.epoch = store.epoch
+        self.clock.epoch = store.epoch
         ours = porter.insist(lambda: Store(path, epoch=store.epoch, patience=_MOMENT))
         porter.bell = Bell(Path(f"{path}-bells"), self.client)
         process = os.getpid(), process_namespace()

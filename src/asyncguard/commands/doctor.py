@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import sys
@@ -11,9 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from asyncguard.backends import check_sqlite, path_of, scheme_of
+from asyncguard.backends import REDIS_SCHEMES, check_sqlite, path_of, scheme_of
 from asyncguard.backends.user_file import user_url
-from asyncguard.commands import USAGE_ERROR, check_extra
+from asyncguard.commands import USAGE_ERROR, check_extra, print_any_letter, print_no_more
 from asyncguard.commands.examination import Finding
 from asyncguard.commands.shared import declare_namespace
 from asyncguard.keys import as_name
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _WRONG: Final = 1
-_REDIS: Final = ("redis", "rediss", "valkey", "valkeys", "redis+cluster")
+_REDIS: Final = (*REDIS_SCHEMES, "redis+cluster")
 _COLUMNS: Final = "{:<8} {:<12} "
 
 
@@ -50,8 +49,7 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Examine and tell, and return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # it may not know a letter of what a server says
+    print_any_letter()
     try:
         url = options.url or os.environ.get("ASYNCGUARD_URL") or user_url()
         name, findings = _examine(url, as_name(options.namespace, "--namespace"))
@@ -61,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
     except (ValueError, ImportError) as error:
         print(f"asyncguard doctor: {error}", file=sys.stderr)  # noqa: T201
         return USAGE_ERROR
-    except BrokenPipeError:  # who reads it has seen enough; nothing is to be written at the end, either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        print_no_more()
     return _WRONG  # nobody knows
 
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import io
 import json
-import os
 import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from asyncguard.commands import USAGE_ERROR
-from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path, shared_url
+from asyncguard.commands import USAGE_ERROR, print_any_letter, print_no_more
+from asyncguard.commands.shared import declare_namespace, for_a_moment, open_shared, shared_path
 from asyncguard.errors import BackendUnavailable
 
 if TYPE_CHECKING:
@@ -48,18 +46,16 @@ def declare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 def run(options: argparse.Namespace) -> int:
     """Look and tell, and return the exit code."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # it may not know a letter of a key or label
+    print_any_letter()
     try:
-        shared_url()
         with contextlib.suppress(KeyboardInterrupt):
             return asyncio.run(_run(options))
     except (ValueError, TypeError) as error:
         return _say(error, USAGE_ERROR)
     except BackendUnavailable as error:
         return _say(error, _FAILED)
-    except BrokenPipeError:  # who reads it has seen enough; nothing is to be written at the end, either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:
+        print_no_more()
     except OSError as error:  # the directory can't be entered, or the disk is full that it is printed to
         return _say(error, _FAILED)
     return 0
